@@ -1,0 +1,64 @@
+// The inner loops of every kernel as a table of plain functions, one table per instruction set level.
+//
+// A panel holds `width` features of a chunk of rows as [row][width], so that both sides of a product
+// S = D^T E read their features from the same packed form: the tile product needs no second layout.
+#pragma once
+
+#include <cstdint>
+
+#include "core/array_view.hpp"
+
+namespace gramless {
+
+// rows per packed chunk: the span over which a product is summed in its own type before it goes to fp64
+inline constexpr std::int64_t kChunkRows = 256;
+
+// packed features of one chunk: panel j holds features j * width on and starts at data + j * kChunkRows * width
+template <class T>
+struct Panels {
+    T* data;
+    std::int64_t features;
+    std::int64_t rows;
+};
+
+// column sums of one array over a chunk, in fp64; null pointers are left alone
+struct ColumnSums {
+    double* sum;             // sum d
+    double* weighted_self;   // sum |d|^2 d
+    double* weighted_cross;  // sum |e|^2 d
+    double* cubes;           // sum d^3
+    double* fourths;         // sum d^4
+};
+
+template <class T>
+struct TileOps {
+    std::int64_t width;
+    // panels.features columns from col on of panels.rows rows from row on, less their pivot, zero up to a whole vector
+    void (*pack)(const ArrayView& source, std::int64_t row, std::int64_t col, const T* pivot, const Panels<T>& panels);
+    // c[i, j] += sum_k a[k, i] b[k, j], padded to whole micro-tiles; upper_only leaves out vectors below the diagonal
+    void (*product)(const Panels<T>& a, const Panels<T>& b, double* c, std::int64_t c_stride, bool upper_only);
+    // squared[k] += the squared norm of row k over these panels
+    void (*norms)(const Panels<T>& panels, T* squared);
+    void (*column_sums)(const Panels<T>& panels, const T* own_squared, const T* other_squared, const ColumnSums& out);
+};
+
+struct TileKernels {
+    const char* level;
+    TileOps<float> f32;
+    TileOps<double> f64;
+};
+
+template <class T>
+const TileOps<T>& tile_ops(const TileKernels& kernels);
+
+template <>
+inline const TileOps<float>& tile_ops<float>(const TileKernels& kernels) {
+    return kernels.f32;
+}
+
+template <>
+inline const TileOps<double>& tile_ops<double>(const TileKernels& kernels) {
+    return kernels.f64;
+}
+
+}  // namespace gramless

@@ -1,0 +1,46 @@
+// Interface of the moments kernel to its binding and to the C++ tests.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+
+#include "core/array_view.hpp"
+
+namespace gramless {
+
+// where the sums of one array go, all zero on entry; d = row - pivot
+struct SelfSums {
+    double* pivot;     // (p,) in: the wanted pivot; out: the one used
+    double* sum;       // (p,) sum d
+    double* second;    // (p, p) sum d d^T
+    double* weighted;  // (p,) sum |d|^2 d
+    double* cubes;     // (p,)
+    double* fourths;   // (p,)
+    double norms;      // sum |d|^4
+};
+
+// where the sums of a pair go, all zero on entry; d and e are the two rows less their pivots
+struct CrossSums {
+    double* second;      // (p, q) sum d e^T
+    double* weighted_x;  // (p,) sum |e|^2 d
+    double* weighted_y;  // (q,) sum |d|^2 e
+    double norms;        // sum |d|^2 |e|^2
+};
+
+struct MomentsTask {
+    ArrayView x, y;  // y.rows = 0: x alone
+    bool self_terms = true;
+    bool check_finite = true;
+    SelfSums self_x{}, self_y{};
+    CrossSums cross{};
+    std::function<void()> poll;  // may throw to interrupt
+};
+
+// mean of the first rows, in the type of the tile product; n >= 1
+void default_pivot(const ArrayView& source, double* pivot);
+
+// throws std::invalid_argument for non-finite input and for sums that overflow, if check_finite
+void compute_moments(MomentsTask& task);
+
+}  // namespace gramless
