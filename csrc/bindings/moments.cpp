@@ -7,6 +7,7 @@
 
 #include "bindings/bindings.hpp"
 #include "bindings/python_array.hpp"
+#include "core/array_scans.hpp"
 
 namespace py = pybind11;
 
@@ -59,7 +60,7 @@ py::dict moments(const py::object& x, const py::object& y, const py::object& piv
         throw py::value_error("moments: expected arrays that are not empty");
     if (!pair && !self_terms) throw py::value_error("moments: expected y when self_terms is False");
 
-    py::dict result;
+    py::dict result, kept;
     result["n"] = x_array.view.rows;
     MomentsTask task;
     task.x = x_array.view;
@@ -68,7 +69,8 @@ py::dict moments(const py::object& x, const py::object& y, const py::object& piv
     task.check_finite = nonfinite == "raise";
 
     const auto pivots = [&](const ArrayView& source, const py::object& wanted, const std::string& name) {
-        double* pivot = add_zeros(result, "pivot_" + name, {source.cols});
+        // with the cross terms alone the pivots are the caller's own, and are not returned
+        double* pivot = add_zeros(self_terms ? result : kept, "pivot_" + name, {source.cols});
         fill_pivot(source, wanted, name.c_str(), pivot);
         return pivot;
     };

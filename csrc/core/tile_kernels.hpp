@@ -13,7 +13,14 @@ namespace gramless {
 // rows per packed chunk: the span over which a product is summed in its own type before it goes to fp64
 inline constexpr std::int64_t kChunkRows = 256;
 
-// packed features of one chunk: panel j holds features j * width on and starts at data + j * kChunkRows * width
+// elements from one panel to the next: a cache line more than the panel, or all panels would fall into the same cache
+// sets
+template <class T>
+constexpr std::int64_t panel_stride(std::int64_t width) {
+    return kChunkRows * width + 64 / static_cast<std::int64_t>(sizeof(T));
+}
+
+// packed features of one chunk: panel j holds features j * width on and starts at data + j * panel_stride(width)
 template <class T>
 struct Panels {
     T* data;

@@ -29,7 +29,7 @@ constexpr int kWidth = Shape<T>::kLanes * Shape<T>::kVectors;
 
 template <class T>
 T* panel(const Panels<T>& panels, std::int64_t index) {
-    return panels.data + index * kChunkRows * kWidth<T>;
+    return panels.data + index * panel_stride<T>(kWidth<T>);
 }
 
 template <class T>
@@ -58,6 +58,9 @@ inline void with_count(int count, const Run& run) {
     run(Count<kMost>());
 }
 
+// rows come from main memory, and hardware prefetchers stop at the end of each row's piece
+constexpr std::int64_t kRowsAhead = 8;
+
 template <class S>
 constexpr std::int64_t kSourceSize = sizeof(S);
 
@@ -78,6 +81,10 @@ void pack_contiguous(const ArrayView& source, std::int64_t row, std::int64_t col
     const std::int64_t whole = panels.features / kW, rest = panels.features % kW;
     for (std::int64_t k = 0; k < panels.rows; ++k) {
         const unsigned char* from = source.at(row + k, col);
+        // a prefetch past the end of the array is harmless
+        const unsigned char* ahead = source.at(row + k + kRowsAhead, col);
+        for (std::int64_t byte = 0; byte < panels.features * kSourceSize<S>; byte += 64)
+            __builtin_prefetch(ahead + byte);
         for (std::int64_t j = 0; j < whole; ++j)
             pack_row<S, T>(from + j * kW * kSourceSize<S>, Shape<T>::kVectors, pivot + j * kW,
                            panel(panels, j) + k * kW);

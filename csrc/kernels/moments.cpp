@@ -1,86 +1,53 @@
 // contract: one pass over x (n, p) and y (n, q) returns the shifted second moments and norm-weighted sums of SelfSums,
 // CrossSums. formula: d = x - pivot_x, e = y - pivot_y; S = sum d d^T, d e^T, e e^T; defined by reference.moments.
 // cost: n (p^2 + q^2 + 2 p q) flops, the symmetric parts at half; each row read once per tile of kBlockPanels panels;
-//       extra bytes per thread: one tile (kBlockWidth^2 doubles) and two packed chunks (kChunkRows x kBlockWidth each).
+//       extra bytes per thread: one tile (kBlockWidth^2 doubles) and two packed chunks (kChunkRows x kBlockWidth each),
+//       twice that where single rows are taken out of the chunks.
 // numerics: fp16, bf16, fp32 are shifted and multiplied in fp32, fp64 in fp64; a chunk of 256 rows is summed in that
 // type,
 //       chunks in fp64, slabs in order. NaN and inf raise, or reach the sums they belong to. n = 0 never gets here.
 // why not: raw sums with the mean taken out afterwards; at mean / std = 100 their fp32 result has no correct digit.
 #include "kernels/moments.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <stdexcept>
 #include <vector>
 
 #include "core/aligned_buffer.hpp"
+#include "core/array_scans.hpp"
+#include "core/feature_blocks.hpp"
 #include "core/isa.hpp"
 #include "core/ordered_loop.hpp"
+#include "kernels/moments_scratch.hpp"
 
 namespace gramless {
 namespace {
 
-// L2-sized: 512 features by 256 rows is 512 KiB packed in fp32
-constexpr std::int64_t kBlockWidth = 384;
-constexpr std::int64_t kPivotRows = 64;
+// A row far longer than the others of its chunk leaves rounding errors of its own size in every float32 sum, and the
+// unbiased estimator takes its square out again. Such rows, as attention sinks have them, are summed in fp64, one by
+// one; where there are more of them, they are what the sums are about.
+constexpr double kGiantSquared = 256;
 
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
-    return (a + b - 1) / b;
+bool is_finite(double value) {
+    return std::fabs(value) <= std::numeric_limits<double>::max();
 }
-
-// consecutive features of one array within a block
-struct Run {
-    int segment;  // 0 is x, 1 is y
-    std::int64_t first, count;
-    std::int64_t panel;  // where the run starts in its block
-};
-
-// features that are packed together: a piece of x, a piece of y, or, when both are narrow, all of x and y
-struct Block {
-    std::vector<Run> runs;
-    std::int64_t panels = 0;
-};
-
-struct Output {
-    enum Kind { kTile, kRowSums, kWhole } kind;  // kWhole: the only block, tile and row sums from one packing
-    std::size_t i = 0, j = 0;
-};
-
-struct Segment {
-    const ArrayView* source;
-    std::int64_t panels;
-    SelfSums* self;
-};
-
-// column sums of one array over one slab
-struct ColumnScratch {
-    AlignedBuffer<double> values;
-    std::int64_t padded = 0;
-
-    explicit ColumnScratch(std::int64_t width) : values(5 * width), padded(width) {}
-
-    ColumnSums from(std::int64_t feature, bool self, bool cross) {
-        double* base = values.data() + feature;
-        return {self ? base : nullptr, self ? base + padded : nullptr, cross ? base + 2 * padded : nullptr,
-                self ? base + 3 * padded : nullptr, self ? base + 4 * padded : nullptr};
-    }
-};
-
-template <class T>
-struct Scratch {
-    AlignedBuffer<T> pack_i, pack_j, squared[2];
-    AlignedBuffer<double> tile;
-    std::vector<ColumnScratch> columns;
-    double norms[3] = {};  // |d|^4, |e|^4, |d|^2 |e|^2
-};
 
 template <class T>
 class Moments {
   public:
-    explicit Moments(MomentsTask& task) : task_(task), ops_(tile_ops<T>(tile_kernels())), pair_(task.y.rows > 0) {
+    explicit Moments(MomentsTask& task)
+        : task_(task), ops_(tile_ops<T>(tile_kernels())), stride_(panel_stride<T>(ops_.width)), pair_(task.y.rows > 0) {
         add_segment(task.x, task.self_x);
         if (pair_) add_segment(task.y, task.self_y);
-        cut_blocks();
+        std::vector<std::int64_t> features;
+        for (const Segment& segment : segments_)
+            features.push_back(segment.source->cols);
+        const std::int64_t most = std::max<std::int64_t>(1, kBlockWidth / ops_.width);
+        blocks_ = cut_blocks(features, ops_.width, most, task_.self_terms || !pair_);
+        for (const Block& block : blocks_)
+            most_panels_ = std::max(most_panels_, block.panels);
         list_outputs();
         scratch_.resize(static_cast<std::size_t>(num_threads()));
     }
@@ -110,36 +77,6 @@ class Moments {
         pivots_.push_back(std::move(pivot));
     }
 
-    void cut_blocks() {
-        const std::int64_t most = std::max<std::int64_t>(1, kBlockWidth / ops_.width);
-        std::int64_t all = 0;
-        for (const Segment& segment : segments_)
-            all += segment.panels;
-        if (all <= most && (task_.self_terms || !pair_)) {
-            Block whole;
-            for (std::size_t s = 0; s < segments_.size(); ++s)
-                append_run(whole, s, 0, segments_[s].panels);
-            blocks_.push_back(std::move(whole));
-            return;
-        }
-        for (std::size_t s = 0; s < segments_.size(); ++s) {
-            const std::int64_t panels = segments_[s].panels;
-            const std::int64_t pieces = ceil_div(panels, most);
-            for (std::int64_t piece = 0; piece < pieces; ++piece) {
-                Block block;
-                append_run(block, s, panels * piece / pieces, panels * (piece + 1) / pieces);
-                blocks_.push_back(std::move(block));
-            }
-        }
-    }
-
-    void append_run(Block& block, std::size_t segment, std::int64_t begin_panel, std::int64_t end_panel) {
-        const std::int64_t first = begin_panel * ops_.width;
-        const std::int64_t last = std::min(end_panel * ops_.width, segments_[segment].source->cols);
-        block.runs.push_back({static_cast<int>(segment), first, last - first, block.panels});
-        block.panels += end_panel - begin_panel;
-    }
-
     void list_outputs() {
         if (blocks_.size() == 1) {
             outputs_.push_back({Output::kWhole});
@@ -159,13 +96,9 @@ class Moments {
     Scratch<T>& scratch(int worker) {
         Scratch<T>& mine = scratch_[static_cast<std::size_t>(worker)];
         if (mine.pack_i) return mine;
-        std::int64_t panels = 0;
-        for (const Block& block : blocks_)
-            panels = std::max(panels, block.panels);
-        const std::int64_t width = panels * ops_.width;
-        mine.pack_i = AlignedBuffer<T>(width * kChunkRows);
-        if (blocks_.size() > 1) mine.pack_j = AlignedBuffer<T>(width * kChunkRows);
-        mine.tile = AlignedBuffer<double>(width * tile_stride(panels));
+        mine.pack_i = AlignedBuffer<T>(most_panels_ * stride_);
+        if (blocks_.size() > 1) mine.pack_j = AlignedBuffer<T>(most_panels_ * stride_);
+        mine.tile = AlignedBuffer<double>(most_panels_ * ops_.width * tile_stride(most_panels_));
         for (AlignedBuffer<T>& squared : mine.squared)
             squared = AlignedBuffer<T>(kChunkRows);
         for (const Segment& segment : segments_)
@@ -174,16 +107,15 @@ class Moments {
     }
 
     void pack(const Block& block, std::int64_t row, std::int64_t rows, AlignedBuffer<T>& into) {
-        const std::int64_t stride = kChunkRows * ops_.width;
         for (const Run& run : block.runs) {
             const auto s = static_cast<std::size_t>(run.segment);
             ops_.pack(*segments_[s].source, row, run.first, pivots_[s].data() + run.first,
-                      {into.data() + run.panel * stride, run.count, rows});
+                      {into.data() + run.panel * stride_, run.count, rows});
         }
     }
 
     Panels<T> panels_of(const Run& run, AlignedBuffer<T>& packed, std::int64_t rows) const {
-        return {packed.data() + run.panel * kChunkRows * ops_.width, run.count, rows};
+        return {packed.data() + run.panel * stride_, run.count, rows};
     }
 
     void compute(const Output& output, const Slab& slab, Scratch<T>& mine) {
@@ -206,15 +138,128 @@ class Moments {
         const Block& block_i = blocks_[output.i];
         const Block& block_j = blocks_[output.j];
         const bool same = output.i == output.j;
-        // the row sums have just packed the only block
-        if (output.kind == Output::kTile) pack(block_i, row, rows, mine.pack_i);
-        if (!same) pack(block_j, row, rows, mine.pack_j);
         AlignedBuffer<T>& packed_j = same ? mine.pack_i : mine.pack_j;
+        if (!same) pack(block_j, row, rows, mine.pack_j);
+        // the row sums have just packed the only block, and found its giants
+        if (output.kind == Output::kTile) {
+            pack(block_i, row, rows, mine.pack_i);
+            mine.giant_count = 0;
+            clear_squared(mine);
+            for (const Run& run : block_i.runs)
+                ops_.norms(panels_of(run, mine.pack_i, rows), mine.squared[0].data());
+            if (!same)
+                for (const Run& run : block_j.runs)
+                    ops_.norms(panels_of(run, mine.pack_j, rows), mine.squared[1].data());
+            find_giants(rows, mine);
+        }
+        for (std::int64_t g = 0; g < mine.giant_count; ++g)
+            multiply_giant(output, row, mine.giants[g], mine);
         for (const Run& i : block_i.runs)
             for (const Run& j : block_j.runs)
                 if (!same || i.panel <= j.panel)
                     ops_.product(panels_of(i, mine.pack_i, rows), panels_of(j, packed_j, rows),
                                  tile_at(output, i, j, mine), tile_stride(block_j.panels), same && i.panel == j.panel);
+    }
+
+    static void clear_squared(Scratch<T>& mine) {
+        for (AlignedBuffer<T>& squared : mine.squared)
+            squared.zero();
+    }
+
+    // appends the rows that are giants in either array; fp64 products have digits to spare
+    void find_giants(std::int64_t rows, Scratch<T>& mine) {
+        if constexpr (sizeof(T) == sizeof(double)) return;
+        for (AlignedBuffer<T>& squared : mine.squared) {
+            double total = 0, largest = 0;
+            for (std::int64_t k = 0; k < rows; ++k) {
+                total += static_cast<double>(squared[k]);
+                largest = std::max(largest, static_cast<double>(squared[k]));
+            }
+            // the mean settles most chunks, without a median
+            if (!(largest * static_cast<double>(rows) > 8 * total)) continue;
+            T sorted[kChunkRows] = {};
+            std::copy_n(squared.data(), rows, sorted);
+            std::nth_element(sorted, sorted + rows / 2, sorted + rows);
+            const double limit = kGiantSquared * static_cast<double>(sorted[rows / 2]);
+            const auto giant = [&](std::int64_t k) { return static_cast<double>(squared[k]) > limit; };
+            std::int64_t count = mine.giant_count;
+            for (std::int64_t k = 0; k < rows; ++k)
+                count += giant(k);
+            for (std::int64_t k = 0; k < rows && count <= kMostGiants; ++k)
+                if (giant(k)) add_giant(k, mine);
+        }
+    }
+
+    static void add_giant(std::int64_t k, Scratch<T>& mine) {
+        std::int64_t* const end = mine.giants + mine.giant_count;
+        if (std::find(mine.giants, end, k) == end) mine.giants[mine.giant_count++] = k;
+    }
+
+    // one row in the layout of the panels
+    AlignedBuffer<T>& pack_row(const Block& block, std::int64_t row, AlignedBuffer<T>& into) {
+        if (!into) into = AlignedBuffer<T>(most_panels_ * stride_);
+        pack(block, row, 1, into);
+        return into;
+    }
+
+    void zero_row(const Run& run, std::int64_t k, AlignedBuffer<T>& packed) {
+        for (std::int64_t panel = 0; panel < ceil_div(run.count, ops_.width); ++panel)
+            std::fill_n(packed.data() + (run.panel + panel) * stride_ + k * ops_.width, ops_.width, T(0));
+    }
+
+    void multiply_giant(const Output& output, std::int64_t row, std::int64_t k, Scratch<T>& mine) {
+        const Block& block_i = blocks_[output.i];
+        const Block& block_j = blocks_[output.j];
+        AlignedBuffer<T>& d = pack_row(block_i, row + k, mine.row_i);
+        AlignedBuffer<T>& e = pack_row(block_j, row + k, mine.row_j);
+        for (const Run& i : block_i.runs) {
+            zero_row(i, k, mine.pack_i);
+            for (const Run& j : block_j.runs)
+                for (std::int64_t r = 0; r < i.count; ++r) {
+                    double* target = tile_at(output, i, j, mine) + r * tile_stride(block_j.panels);
+                    const double d_r = static_cast<double>(feature(i, r, d));
+                    for (std::int64_t c = 0; c < j.count; ++c)
+                        target[c] += d_r * static_cast<double>(feature(j, c, e));
+                }
+        }
+    }
+
+    T feature(const Run& run, std::int64_t index, AlignedBuffer<T>& row) const {
+        return row[(run.panel + index / ops_.width) * stride_ + index % ops_.width];
+    }
+
+    // the column sums of one row, in fp64
+    void sum_giant(std::int64_t row, Scratch<T>& mine) {
+        double squared[2] = {};
+        const auto each = [&](const auto& visit) {
+            for (const Block& block : blocks_) {
+                AlignedBuffer<T>& packed = pack_row(block, row, mine.row_i);
+                for (const Run& run : block.runs)
+                    for (std::int64_t j = 0; j < run.count; ++j)
+                        visit(run, j, static_cast<double>(feature(run, j, packed)));
+            }
+        };
+        each([&](const Run& run, std::int64_t, double d) { squared[run.segment] += d * d; });
+        add_norms(squared[0], squared[1], mine);
+        each([&](const Run& run, std::int64_t j, double d) {
+            const ColumnSums out = sums_of(run, mine);
+            if (pair_) out.weighted_cross[j] += squared[1 - run.segment] * d;
+            if (!task_.self_terms) return;
+            out.sum[j] += d;
+            out.weighted_self[j] += squared[run.segment] * d;
+            out.cubes[j] += d * d * d;
+            out.fourths[j] += d * d * d * d;
+        });
+    }
+
+    ColumnSums sums_of(const Run& run, Scratch<T>& mine) const {
+        return mine.columns[static_cast<std::size_t>(run.segment)].from(run.first, task_.self_terms, pair_);
+    }
+
+    static void add_norms(double a, double b, Scratch<T>& mine) {
+        mine.norms[0] += a * a;
+        mine.norms[1] += b * b;
+        mine.norms[2] += a * b;
     }
 
     double* tile_at(const Output& output, const Run& i, const Run& j, Scratch<T>& mine) const {
@@ -231,22 +276,27 @@ class Moments {
     }
 
     void sum_rows(std::int64_t row, std::int64_t rows, Scratch<T>& mine) {
-        for (AlignedBuffer<T>& squared : mine.squared)
-            squared.zero();
+        clear_squared(mine);
         each_run(row, rows, mine, false, [&](const Run& run, const Panels<T>& panels) {
             ops_.norms(panels, mine.squared[run.segment].data());
         });
-        for (std::int64_t k = 0; k < rows; ++k) {
-            const double a = static_cast<double>(mine.squared[0][k]), b = static_cast<double>(mine.squared[1][k]);
-            if (task_.check_finite && !(a + b <= std::numeric_limits<double>::max())) report_non_finite();
-            mine.norms[0] += a * a;
-            mine.norms[1] += b * b;
-            mine.norms[2] += a * b;
+        if (task_.check_finite)
+            for (std::int64_t k = 0; k < rows; ++k)
+                if (!is_finite(static_cast<double>(mine.squared[0][k]) + static_cast<double>(mine.squared[1][k])))
+                    report_non_finite();
+        mine.giant_count = 0;
+        find_giants(rows, mine);
+        for (std::int64_t g = 0; g < mine.giant_count; ++g) {
+            sum_giant(row + mine.giants[g], mine);
+            mine.squared[0][mine.giants[g]] = mine.squared[1][mine.giants[g]] = 0;
         }
+        for (std::int64_t k = 0; k < rows; ++k)
+            add_norms(static_cast<double>(mine.squared[0][k]), static_cast<double>(mine.squared[1][k]), mine);
         each_run(row, rows, mine, blocks_.size() == 1, [&](const Run& run, const Panels<T>& panels) {
-            ops_.column_sums(
-                panels, mine.squared[run.segment].data(), mine.squared[1 - run.segment].data(),
-                mine.columns[static_cast<std::size_t>(run.segment)].from(run.first, task_.self_terms, pair_));
+            for (std::int64_t g = 0; g < mine.giant_count; ++g)
+                zero_row(run, mine.giants[g], mine.pack_i);
+            ops_.column_sums(panels, mine.squared[run.segment].data(), mine.squared[1 - run.segment].data(),
+                             sums_of(run, mine));
         });
     }
 
@@ -272,6 +322,7 @@ class Moments {
                 self.fourths[j] += from.fourths[j];
             }
             self.norms += mine.norms[s];
+            if (task_.check_finite && !is_finite(self.norms)) report_non_finite();
         }
         task_.cross.norms += mine.norms[2];
     }
@@ -289,7 +340,7 @@ class Moments {
             double* row = target + (i.first + r) * stride + j.first;
             for (std::int64_t c = upper_only ? r : 0; c < j.count; ++c) {
                 row[c] += tile[r * across + c];
-                overflow |= !(std::fabs(row[c]) <= std::numeric_limits<double>::max());
+                overflow |= !is_finite(row[c]);
             }
         }
         if (overflow && task_.check_finite) report_non_finite();
@@ -303,21 +354,12 @@ class Moments {
     [[noreturn]] void report_non_finite() {
         for (std::size_t s = 0; s < segments_.size(); ++s) {
             const ArrayView& source = *segments_[s].source;
-            AlignedBuffer<T> packed(kChunkRows * ops_.width), no_pivot(ops_.width);
-            no_pivot.zero();
-            for (std::int64_t row = 0; row < source.rows; row += kChunkRows) {
-                const std::int64_t rows = std::min(kChunkRows, source.rows - row);
-                for (std::int64_t col = 0; col < source.cols; col += ops_.width) {
-                    packed.zero();
-                    ops_.pack(source, row, col, no_pivot.data(),
-                              {packed.data(), std::min(ops_.width, source.cols - col), rows});
-                    for (std::int64_t k = 0; k < rows * ops_.width; ++k)
-                        if (!(std::fabs(packed[k]) <= std::numeric_limits<T>::max()))
-                            throw std::invalid_argument(std::string("moments: ") + (s == 0 ? "x" : "y") +
-                                                        " has non-finite values in rows " + std::to_string(row) + ".." +
-                                                        std::to_string(row + rows - 1));
-                }
-            }
+            const std::int64_t row = first_non_finite_chunk(source);
+            if (row < 0) continue;
+            const std::int64_t last = std::min(row + kChunkRows, source.rows) - 1;
+            throw std::invalid_argument(std::string("moments: ") + (s == 0 ? "x" : "y") +
+                                        " has non-finite values in rows " + std::to_string(row) + ".." +
+                                        std::to_string(last));
         }
         throw std::invalid_argument(sizeof(T) == 4
                                         ? "moments: sums overflow float32; scale the data down or pass float64"
@@ -326,33 +368,17 @@ class Moments {
 
     MomentsTask& task_;
     const TileOps<T>& ops_;
+    const std::int64_t stride_;  // from panel to panel
     const bool pair_;
     std::vector<Segment> segments_;
     std::vector<AlignedBuffer<T>> pivots_;
     std::vector<Block> blocks_;
     std::vector<Output> outputs_;
+    std::int64_t most_panels_ = 0;
     std::vector<Scratch<T>> scratch_;
 };
 
 }  // namespace
-
-void default_pivot(const ArrayView& source, double* pivot) {
-    const TileOps<double>& ops = tile_ops<double>(tile_kernels());
-    const std::int64_t rows = std::min(source.rows, kPivotRows);
-    AlignedBuffer<double> packed(kChunkRows * ops.width), zero(ops.width);
-    zero.zero();
-    for (std::int64_t col = 0; col < source.cols; col += ops.width) {
-        const std::int64_t cols = std::min(ops.width, source.cols - col);
-        ops.pack(source, 0, col, zero.data(), {packed.data(), cols, rows});
-        for (std::int64_t j = 0; j < cols; ++j) {
-            double sum = 0;
-            for (std::int64_t k = 0; k < rows; ++k)
-                sum += packed[k * ops.width + j];
-            const double mean = sum / static_cast<double>(rows);
-            pivot[col + j] = source.dtype == DType::kF64 ? mean : static_cast<double>(static_cast<float>(mean));
-        }
-    }
-}
 
 void compute_moments(MomentsTask& task) {
     if (task.x.dtype == DType::kF64 || (task.y.rows > 0 && task.y.dtype == DType::kF64))

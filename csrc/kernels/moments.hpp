@@ -9,6 +9,9 @@
 
 namespace gramless {
 
+// features of one output tile: its fp64 sums and two packed chunks stay in the caches of one core
+inline constexpr std::int64_t kBlockWidth = 528;
+
 // where the sums of one array go, all zero on entry; d = row - pivot
 struct SelfSums {
     double* pivot;     // (p,) in: the wanted pivot; out: the one used
@@ -36,9 +39,6 @@ struct MomentsTask {
     CrossSums cross{};
     std::function<void()> poll;  // may throw to interrupt
 };
-
-// mean of the first rows, in the type of the tile product; n >= 1
-void default_pivot(const ArrayView& source, double* pivot);
 
 // throws std::invalid_argument for non-finite input and for sums that overflow, if check_finite
 void compute_moments(MomentsTask& task);

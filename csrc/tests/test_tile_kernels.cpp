@@ -70,13 +70,13 @@ struct Packed {
     Panels<T> panels;
 
     Packed(const TileOps<T>& ops, const Matrix& m, const AlignedBuffer<T>& pivot)
-        : data((m.view.cols + ops.width - 1) / ops.width * ops.width * kChunkRows),
+        : data((m.view.cols + ops.width - 1) / ops.width * panel_stride<T>(ops.width)),
           panels{data.data(), m.view.cols, m.view.rows} {
         ops.pack(m.view, 0, 0, const_cast<AlignedBuffer<T>&>(pivot).data(), panels);
     }
 
     T at(const TileOps<T>& ops, std::int64_t r, std::int64_t c) {
-        return data[c / ops.width * ops.width * kChunkRows + r * ops.width + c % ops.width];
+        return data[c / ops.width * panel_stride<T>(ops.width) + r * ops.width + c % ops.width];
     }
 };
 
@@ -160,12 +160,12 @@ void test_special_halves() {
     const TileOps<float>& ops = tile_ops<float>(tile_kernels());
     const std::uint16_t halves[] = {0x0001, 0x83ff, 0x7c00, 0xfc00, 0x7e00, 0x8000, 0x7bff, 0x3c00};
     const double expected[] = {0x1p-24, -0x1.ff8p-15, INFINITY, -INFINITY, NAN, -0.0, 65504, 1};
-    AlignedBuffer<float> packed(kChunkRows * (8 + ops.width)), zero(8 + ops.width);
+    AlignedBuffer<float> packed(8 * panel_stride<float>(ops.width)), zero(8 + ops.width);
     zero.zero();
     ops.pack({reinterpret_cast<const unsigned char*>(halves), DType::kF16, 1, 8, 16, 2}, 0, 0, zero.data(),
              {packed.data(), 8, 1});
     for (int i = 0; i < 8; ++i) {
-        const std::int64_t at = i / ops.width * ops.width * kChunkRows + i % ops.width;
+        const std::int64_t at = i / ops.width * panel_stride<float>(ops.width) + i % ops.width;
         CHECK(std::isnan(expected[i]) ? std::isnan(packed[at]) : packed[at] == expected[i]);
     }
 }
