@@ -1,0 +1,204 @@
+"""The matrix that a comparison of layers ends in, with its names and its files."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FORMAT = "gramless.similarity_matrix/1"
+# a longer axis is printed by its ends
+_PRINTED = 16
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SimilarityMatrix:
+    """How similar each layer of one model is to each of another.
+
+    Parameters
+    ----------
+    values : float64 array of shape (L1, L2)
+        NaN where a layer has no value.
+    stderr : float64 array of shape (L1, L2) or None
+        Standard errors, where they were computed.
+    layers_x, layers_y : tuple of str
+        Names of the rows and columns, in the order given.
+    n : int
+        Number of rows of data.
+    measure, estimator : str
+        What the values are.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gramless as gl
+    >>> values = np.array([[0.9, 0.2], [0.3, 0.8]])
+    >>> matrix = gl.SimilarityMatrix(values, None, ("a", "b"), ("c", "d"), 100, "cka", "unbiased")
+    >>> matrix
+    SimilarityMatrix(unbiased cka of 2 x 2 layers, n = 100)
+    >>> matrix.best_match()
+    {'a': 'c', 'b': 'd'}
+    >>> matrix.save("matrix.json")
+    >>> print(gl.SimilarityMatrix.load("matrix.json"))
+    unbiased cka of 2 x 2 layers, n = 100
+          c      d
+    a 0.900  0.200
+    b 0.300  0.800
+    """
+
+    values: NDArray[np.float64]  # (L1, L2)
+    stderr: NDArray[np.float64] | None  # (L1, L2)
+    layers_x: tuple[str, ...]
+    layers_y: tuple[str, ...]
+    n: int
+    measure: str
+    estimator: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers_x", tuple(self.layers_x))
+        object.__setattr__(self, "layers_y", tuple(self.layers_y))
+        shape = (len(self.layers_x), len(self.layers_y))
+        for name in ("values", "stderr"):
+            array = getattr(self, name)
+            if array is None and name == "stderr":
+                continue
+            array = np.asarray(array, dtype=np.float64)
+            if array.shape != shape:
+                raise ValueError(f"SimilarityMatrix: expected {name} of shape {shape}, got {array.shape}")
+            object.__setattr__(self, name, array)
+
+    def __repr__(self) -> str:
+        return f"SimilarityMatrix({self._title()})"
+
+    def __str__(self) -> str:
+        rows, columns = _shown(self.layers_x), _shown(self.layers_y)
+        head = ["", *("..." if j is None else self.layers_y[j] for j in columns)]
+        table = [head] + [[_cell(self.layers_x, i), *(self._number(i, j) for j in columns)] for i in rows]
+        widths = [max(len(row[k]) for row in table) for k in range(len(head))]
+        lines = [self._title()]
+        for row in table:
+            numbers = "  ".join(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+            lines.append(f"{row[0]:<{widths[0]}} {numbers}")
+        return "\n".join(lines)
+
+    def _title(self) -> str:
+        shape = f"{len(self.layers_x)} x {len(self.layers_y)}"
+        return f"{self.estimator} {self.measure} of {shape} layers, n = {self.n}"
+
+    def _number(self, i: int | None, j: int | None) -> str:
+        return "..." if i is None or j is None else f"{self.values[i, j]:.3f}"
+
+    def best_match(self) -> dict[str, str | None]:
+        """Return for each layer of x the layer of y with the highest value; None where there is no value."""
+        found: dict[str, str | None] = {}
+        for name, row in zip(self.layers_x, self.values, strict=True):
+            found[name] = None if np.isnan(row).all() else self.layers_y[int(np.nanargmax(row))]
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain numbers, texts and lists, None for NaN: what the JSON file holds."""
+        return {
+            "format": FORMAT,
+            "measure": self.measure,
+            "estimator": self.estimator,
+            "n": self.n,
+            "layers_x": list(self.layers_x),
+            "layers_y": list(self.layers_y),
+            "values": _lists(self.values),
+            "stderr": None if self.stderr is None else _lists(self.stderr),
+        }
+
+    def to_pandas(self) -> Any:
+        """Return a pandas DataFrame, with the layers as index and columns. It needs pandas."""
+        import pandas as pd
+
+        return pd.DataFrame(self.values, index=list(self.layers_x), columns=list(self.layers_y))
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
+        """Draw a heat map, saved if a path is given. It needs matplotlib."""
+        from .integrations import plots
+
+        return plots.heatmap(self, path)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a .json or .npz file, which `load` reads; neither needs pickle.
+
+        Raises
+        ------
+        ValueError
+            If the path ends in neither.
+        """
+        if _suffix("save", path) == ".json":
+            Path(path).write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            return
+        header = np.array(json.dumps({k: v for k, v in self.to_dict().items() if k not in ("values", "stderr")}))
+        if self.stderr is None:
+            np.savez(path, header=header, values=self.values)
+        else:
+            np.savez(path, header=header, values=self.values, stderr=self.stderr)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> SimilarityMatrix:
+        """Read a file that `save` wrote.
+
+        Raises
+        ------
+        ValueError
+            If the file is not one of these.
+        OSError
+            If it cannot be opened.
+        """
+        suffix = _suffix("load", path)
+        try:
+            if suffix == ".json":
+                return _from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+            # numpy leaves a file open that it cannot read, unless it is ours
+            with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                found = json.loads(str(arrays["header"]))
+                return _from_dict(found | {k: arrays[k] for k in arrays.files if k != "header"})
+        except (AttributeError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+            raise ValueError(f"SimilarityMatrix.load: cannot read {os.fspath(path)!r}: {error}") from error
+
+
+def _from_dict(found: Mapping[str, Any]) -> SimilarityMatrix:
+    if found.get("format") != FORMAT:
+        raise ValueError(f"expected format {FORMAT!r}, got format {found.get('format')!r}")
+    stderr = found.get("stderr")
+    return SimilarityMatrix(
+        values=np.array(found["values"], dtype=np.float64),
+        stderr=None if stderr is None else np.array(stderr, dtype=np.float64),
+        layers_x=tuple(str(name) for name in found["layers_x"]),
+        layers_y=tuple(str(name) for name in found["layers_y"]),
+        n=int(found["n"]),
+        measure=str(found["measure"]),
+        estimator=str(found["estimator"]),
+    )
+
+
+def _suffix(method: str, path: str | os.PathLike[str]) -> str:
+    suffix = Path(path).suffix
+    if suffix not in (".json", ".npz"):
+        found = os.fspath(path)
+        raise ValueError(f"SimilarityMatrix.{method}: expected a path that ends in .json or .npz, got {found!r}")
+    return suffix
+
+
+def _lists(values: NDArray[np.float64]) -> list[list[float | None]]:
+    return [[None if np.isnan(value) else value for value in row] for row in values.tolist()]
+
+
+def _shown(names: tuple[str, ...]) -> list[int | None]:
+    """Return positions to print, None for those left out."""
+    count, half = len(names), _PRINTED // 2
+    return list(range(count)) if count <= _PRINTED else [*range(half), None, *range(count - half, count)]
+
+
+def _cell(names: tuple[str, ...], i: int | None) -> str:
+    return "..." if i is None else names[i]

@@ -1,0 +1,152 @@
+"""A table of moments: named arrays over the same rows and pairs of them, as layer grids and processes share it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from . import _checks
+from ._checks import Array
+from ._states import CrossMoments, Part, SelfMoments, beside, cross_from, cross_shapes, flatten, self_from, self_shapes
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names and numbers of features of the arrays of a table, and its pairs: with it, a table is one flat vector."""
+
+    widths: dict[str, int]
+    pairs: list[tuple[str, str]]
+
+    def encode(self) -> str:
+        """Return the layout as a text."""
+        return json.dumps([list(self.widths.items()), self.pairs])
+
+    @classmethod
+    def decode(cls, function: str, text: str) -> Layout:
+        """Return the layout of such a text, checked."""
+        try:
+            widths, pairs = json.loads(text)
+            made = cls({str(name): int(width) for name, width in widths}, [(str(a), str(b)) for a, b in pairs])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{function}: cannot read the layout of the state: {error}") from None
+        if not made.widths or not all(a in made.widths and b in made.widths for a, b in made.pairs):
+            raise ValueError(f"{function}: the layout of the state names no arrays, or pairs of unknown arrays")
+        return made
+
+    def slots(self) -> dict[str, tuple[int, ...]]:
+        """Return keys and shapes of all sums, in the order of the flat vector; pivots are no sums."""
+        slots: dict[str, tuple[int, ...]] = {}
+        for i, width in enumerate(self.widths.values()):
+            slots |= {f"self.{i}.{k}": shape for k, shape in self_shapes(width).items() if k != "pivot"}
+        for i, (a, b) in enumerate(self.pairs):
+            slots |= {f"cross.{i}.{k}": shape for k, shape in cross_shapes(self.widths[a], self.widths[b]).items()}
+        return slots
+
+    def split_pivots(self, vector: Array) -> dict[str, Array]:
+        """Return the pivot of each array out of one vector of all."""
+        pivots, start = {}, 0
+        for name, width in self.widths.items():
+            pivots[name] = vector[start : start + width]
+            start += width
+        return pivots
+
+    def split_sums(self, vector: Array) -> dict[str, Array]:
+        """Return the sums by key out of the flat vector."""
+        sums, start = {}, 0
+        for key, shape in self.slots().items():
+            size = math.prod(shape)
+            sums[key] = vector[start : start + size].reshape(shape)
+            start += size
+        return sums
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class MomentTable:
+    """Self moments of each named array, cross moments of the pairs that were asked for. Never changed in place."""
+
+    selfs: Mapping[str, SelfMoments]
+    crosses: Mapping[tuple[str, str], CrossMoments]
+
+    @property
+    def n(self) -> int:
+        """Number of rows."""
+        return next(iter(self.selfs.values())).n
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by the arrays."""
+        return sum(part.nbytes for part in self.selfs.values()) + sum(part.nbytes for part in self.crosses.values())
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Number of features of each named array."""
+        return {name: part.width for name, part in self.selfs.items()}
+
+    @property
+    def pivots(self) -> dict[str, Array]:
+        """Pivot of each named array."""
+        return {name: part.pivot for name, part in self.selfs.items()}
+
+    @property
+    def layout(self) -> Layout:
+        """Names, numbers of features and pairs."""
+        return Layout(self.widths, list(self.crosses))
+
+    def flat(self, *, copy: bool = True) -> dict[str, Array]:
+        """Return all arrays by key: those of `Layout.slots`, and the pivots."""
+        parts: dict[str, Part] = {f"self.{i}": part for i, part in enumerate(self.selfs.values())}
+        parts |= {f"cross.{i}": part for i, part in enumerate(self.crosses.values())}
+        return flatten(parts, copy=copy)
+
+    def beside(self, own: MomentTable) -> MomentTable:
+        """Return the table with its arrays in the library and on the device of another."""
+        one = next(iter(own.selfs.values()))
+        selfs = {name: beside(part, one) for name, part in self.selfs.items()}
+        return MomentTable(selfs, {pair: beside(part, one) for pair, part in self.crosses.items()})
+
+    def translate(self, pivots: Mapping[str, Array]) -> MomentTable:
+        """Return the same rows about other pivots."""
+        selfs = {name: part.translate(pivots[name]) for name, part in self.selfs.items()}
+        crosses = {
+            (a, b): part.translate(self.selfs[a], self.selfs[b], pivots[a], pivots[b])
+            for (a, b), part in self.crosses.items()
+        }
+        return MomentTable(selfs, crosses)
+
+    def merge(self, other: MomentTable) -> MomentTable:
+        """Return the rows of both, about the pivots and in the order of the first; names and widths must agree."""
+        moved = other.beside(self).translate(self.pivots)
+        selfs = {name: part.merge(moved.selfs[name]) for name, part in self.selfs.items()}
+        crosses = {
+            # the other table may name its arrays, and so its pairs, in another order
+            (a, b): part.merge(moved.crosses[a, b] if (a, b) in moved.crosses else moved.crosses[b, a].swapped())
+            for (a, b), part in self.crosses.items()
+        }
+        return MomentTable(selfs, crosses)
+
+    def to_dict(self, form: str) -> dict[str, Any]:
+        """Return a flat dict of copies of all arrays, the layout as a text."""
+        return {"format": form, "n": self.n, "layout": self.layout.encode()} | self.flat()
+
+    @classmethod
+    def from_dict(cls, function: str, state: Mapping[str, Any], form: str) -> MomentTable:
+        """Return the table of a dict made by `to_dict`, copied and checked."""
+        n = _checks.state_header(function, state, form)
+        layout = Layout.decode(function, _checks.state_text(function, state, "layout"))
+        table = cls.from_flat(function, layout, n, state)
+        _checks.no_other_keys(function, state, {"format", "n", "layout", *table.flat(copy=False)})
+        return table
+
+    @classmethod
+    def from_flat(cls, function: str, layout: Layout, n: int, flat: Mapping[str, Any]) -> MomentTable:
+        """Return the table of arrays by key, copied and checked."""
+        selfs = {name: self_from(function, flat, f"self.{i}", n) for i, name in enumerate(layout.widths)}
+        _checks.same_widths(function, layout.widths, {name: part.width for name, part in selfs.items()})
+        crosses = {
+            (a, b): cross_from(function, flat, f"cross.{i}", layout.widths[a], layout.widths[b])
+            for i, (a, b) in enumerate(layout.pairs)
+        }
+        return cls(selfs, crosses)

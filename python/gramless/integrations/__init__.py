@@ -1,0 +1,1 @@
+"""Gramless at the edges: arrays on disk, the command line, plots and the demonstration."""

@@ -1,0 +1,108 @@
+"""A comparison that was cut off, on disk: the sums so far, and what they are the sums of."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gramless._version import __version__
+from gramless.integrations.formats import ZIP_ERRORS, first_line, printable
+from gramless.integrations.sources import LayerSource
+
+KEY = "gramless.checkpoint"
+SAMPLE_BYTES = 1 << 16
+
+
+class Checkpoint:
+    """The file of a checkpoint, written in one step and bound to its inputs.
+
+    Parameters
+    ----------
+    path : path
+        An ``.npz`` file, whatever its name.
+    sources : sequence of LayerSource
+        The inputs: names, sizes, and both ends of their files, names, shapes and dtypes of their layers.
+    rows : int
+        Rows of a chunk.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], sources: Sequence[LayerSource], rows: int) -> None:
+        self.path = Path(path)
+        if not self.path.parent.is_dir():
+            raise FileNotFoundError(f"{printable(self.path)}: the folder {printable(self.path.parent)} does not exist")
+        if self.path.is_dir():
+            raise ValueError(f"{printable(self.path)}: expected a file for the checkpoint, got a folder")
+        self._marks: dict[str, Any] = {f"input {i}": _fingerprint(source) for i, source in enumerate(sources, 1)}
+        self._marks |= {"rows of a chunk": rows, "version": __version__}
+
+    def load(self) -> dict[str, Any] | None:
+        """Read the state, or None if there is no file yet.
+
+        Raises
+        ------
+        ValueError
+            If the file is no checkpoint, or one of other inputs.
+        """
+        if not self.path.exists():
+            return None
+        size = self.path.stat().st_size
+        try:
+            if not zipfile.is_zipfile(self.path):
+                raise ValueError("not a zip file, as .npz is")
+            with self.path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                # a checkpoint is never compressed, so it cannot unpack to more than its size
+                if KEY not in arrays.files or sum(info.file_size for info in arrays.zip.infolist()) > size:
+                    raise ValueError("written by something else")
+                marks = dict(json.loads(str(arrays[KEY])))
+                state = {name: arrays[name] for name in arrays.files if name != KEY}
+        except (AttributeError, TypeError, ValueError, *ZIP_ERRORS) as error:
+            raise ValueError(f"{printable(self.path)}: not a checkpoint of gramless: {first_line(error)}") from error
+        different = [name for name in self._marks | marks if marks.get(name) != self._marks.get(name)]
+        if different:
+            named = printable(", ".join(different)) + " differ" + "s" * (len(different) == 1)
+            raise ValueError(
+                f"{printable(self.path)}: a checkpoint of another comparison ({named}); delete it to start again"
+            )
+        return state
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Write the state; the file is the old one or the new one at any time."""
+        arrays: dict[str, Any] = {KEY: np.array(json.dumps(self._marks)), **state}
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                np.savez(file, **arrays)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    def remove(self) -> None:
+        """Delete the file: its comparison is complete."""
+        with suppress(FileNotFoundError):
+            self.path.unlink()
+
+
+def _fingerprint(source: LayerSource) -> dict[str, Any]:
+    root = source.path
+    files = [[os.path.relpath(path, root), path.stat().st_size, _sample(path)] for path in source.files]
+    layers = [[layer.name, layer.dtype, layer.width, [s.shape[0] for s in layer.shards]] for layer in source.layers]
+    return {"files": files, "layers": layers}
+
+
+def _sample(path: Path) -> int:
+    """Checksum of both ends of a file: cheap, and other activations of the same shape differ in it."""
+    with path.open("rb") as file:
+        head = file.read(SAMPLE_BYTES)
+        file.seek(max(0, path.stat().st_size - SAMPLE_BYTES))
+        return zlib.crc32(file.read(SAMPLE_BYTES), zlib.crc32(head))

@@ -1,0 +1,51 @@
+"""What this installation can do."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+
+from gramless import _dispatch
+from gramless._version import __version__
+
+LIBRARIES = ("numpy", "scipy", "safetensors", "torch", "triton", "matplotlib", "scikit-learn")
+
+
+def describe() -> list[str]:
+    """Describe version, CPU kernels, backends and libraries, one per line. It loads neither torch nor triton.
+
+    Examples
+    --------
+    >>> from gramless.integrations.info import describe
+    >>> describe()[0].split()[0]
+    'gramless'
+    """
+    lines = [f"gramless {__version__}, Python {platform.python_version()}, {platform.machine()}"]
+    try:
+        from gramless import _core
+    except ImportError as error:
+        lines.append(f"CPU kernels: not available, the compiled module cannot be loaded: {error}")
+    else:
+        levels = ", ".join(_core.isa_levels())
+        lines.append(f"CPU kernels: {_core.isa_level()} (of {levels}), {_core.get_num_threads()} threads")
+    for stem, backends in _dispatch.BACKENDS.items():
+        chosen = _dispatch.resolve(stem, "auto").backend
+        lines.append(f"kernel {stem}: runs on {chosen}")
+        lines += [f"  {backend}: {_missing(stem, backend) or 'available'}" for backend in backends]
+    lines.append("libraries:")
+    for name in LIBRARIES:
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            version = "not installed"
+        lines.append(f"  {name} {version}")
+    return lines
+
+
+def _missing(stem: str, backend: str) -> str:
+    """Why a backend cannot be used; empty if it can."""
+    try:
+        _dispatch.resolve(stem, backend)
+    except RuntimeError as error:
+        return f"not available: {error}"
+    return ""
