@@ -1,0 +1,132 @@
+"""The backends under test. Everything that the package lists must run: nothing here skips."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+STEM = "moments"
+
+
+def listed() -> tuple[str, ...]:
+    """The host backends of the dispatch table, with the compiled one also at its lowest instruction set."""
+    from gramless._dispatch import BACKENDS
+
+    hosts = [name for name in BACKENDS[STEM] if name != "cuda"]
+    return tuple(hosts) + (("cpu-scalar",) if "cpu" in hosts else ())
+
+
+def isa_levels() -> tuple[str, ...]:
+    """Instruction sets that the compiled module has here; without it "scalar", so that its tests fail, not vanish."""
+    try:
+        from gramless import _core
+    except ImportError:
+        return ("scalar",)
+    return tuple(_core.isa_levels())
+
+
+@contextmanager
+def isa(level: str | None) -> Iterator[None]:
+    """Force an instruction set; None leaves the choice alone."""
+    if level is None:
+        yield
+        return
+    from gramless import _core
+
+    before = _core.isa_level()
+    _core.set_isa_level(level)
+    try:
+        yield
+    finally:
+        _core.set_isa_level(before)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    import gramless as gl
+
+    before = gl.get_num_threads()
+    gl.set_num_threads(count)
+    try:
+        yield
+    finally:
+        gl.set_num_threads(before)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A backend as the tests see it: the flat dict of a kernel, and the name for the public functions."""
+
+    label: str
+
+    @property
+    def name(self) -> str:
+        return "cpu" if self.label == "cpu-scalar" else self.label
+
+    @property
+    def level(self) -> str | None:
+        return "scalar" if self.label == "cpu-scalar" else None
+
+    def moments(self, x: object, y: object = None, **keywords: object) -> dict:
+        """The kernel itself, below the checks and the choice of backend."""
+        if self.name == "reference":
+            from gramless.reference.moments import moments
+        else:
+            from gramless._core import moments
+        return moments(x, y, **keywords)
+
+    def __str__(self) -> str:
+        return self.label
+
+
+class OnlyDLPack:
+    """A foreign array: nothing but the two DLPack methods."""
+
+    def __init__(self, array: object) -> None:
+        self._array = array
+
+    def __dlpack__(self, **keywords: object) -> object:
+        return self._array.__dlpack__(**keywords)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self._array.__dlpack_device__()
+
+
+def as_torch(x: np.ndarray) -> object:
+    """The same values as a torch CPU tensor, bfloat16 included."""
+    import torch
+
+    if x.dtype.name == "bfloat16":
+        return torch.from_numpy(x.astype(np.float32)).to(torch.bfloat16)
+    return torch.from_numpy(x.copy())
+
+
+def layouts(x: np.ndarray) -> dict[str, np.ndarray]:
+    """The same values in every memory layout a user's slice can have."""
+    n, p = x.shape
+    wide = np.zeros((2 * n, 3 * p + 1), dtype=x.dtype)
+    wide[::2, 1::3][:, :p] = x
+    buffer = np.zeros(n * p * x.itemsize + x.itemsize, dtype=np.uint8)
+    shifted = buffer[x.itemsize :].view(x.dtype).reshape(n, p)
+    shifted[...] = x
+    unaligned = np.zeros(n * p * x.itemsize + 1, dtype=np.uint8)[1:].view(x.dtype).reshape(n, p)
+    unaligned[...] = x
+    readonly = x.copy()
+    readonly.setflags(write=False)
+    return {
+        "c_order": np.ascontiguousarray(x),
+        "f_order": np.asfortranarray(x),
+        "reversed_rows": np.ascontiguousarray(x[::-1])[::-1],
+        "reversed_columns": np.ascontiguousarray(x[:, ::-1])[:, ::-1],
+        "sliced": wide[::2, 1::3][:, :p],
+        "row_slice": np.concatenate([np.zeros((n, 5), x.dtype), x, np.zeros((n, 3), x.dtype)], axis=1)[:, 5 : 5 + p],
+        "offset_by_one_element": shifted,
+        "unaligned_by_one_byte": unaligned,
+        "read_only": readonly,
+    }
+
+
+LAYOUTS = tuple(layouts(np.zeros((2, 2), np.float32)))
