@@ -88,7 +88,10 @@ void pack_contiguous(const ArrayView& source, std::int64_t row, std::int64_t col
         for (std::int64_t j = 0; j < whole; ++j)
             pack_row<S, T>(from + j * kW * kSourceSize<S>, Shape<T>::kVectors, pivot + j * kW,
                            panel(panels, j) + k * kW);
-        if (rest > 0) {
+        if (rest % Shape<T>::kLanes == 0) {
+            pack_row<S, T>(from + whole * kW * kSourceSize<S>, static_cast<int>(rest / Shape<T>::kLanes),
+                           pivot + whole * kW, panel(panels, whole) + k * kW);
+        } else {
             // the last columns go through a zeroed row, so that nothing beyond the array is read
             unsigned char tail[kW * kSourceSize<S>] = {};
             __builtin_memcpy(tail, from + whole * kW * kSourceSize<S>,

@@ -96,7 +96,7 @@ def compare_files(
     >>> np.save("a.npy", x)
     >>> np.savez("b.npz", same=2 * x, half=x[:, :4])
     >>> compare_files("a.npy", "b.npz").values.round(2)
-    array([[1.  , 0.71]])
+    array([[1.  , 0.68]])
     """
     with ExitStack() as stack:
         source_a = stack.enter_context(open_layers(a, layers_a))

@@ -59,10 +59,10 @@ def run_demo(out: str | os.PathLike[str], console: Console) -> dict[str, Similar
 
     Examples
     --------
-    >>> import os
+    >>> import io
     >>> from rich.console import Console
     >>> from gramless.integrations.demo import run_demo
-    >>> matrices = run_demo("out", Console(file=open(os.devnull, "w")))
+    >>> matrices = run_demo("out", Console(file=io.StringIO()))
     >>> matrices["seed_a_vs_seed_b"].values.shape
     (5, 5)
     """

@@ -44,8 +44,8 @@ def matrix_lines(matrix: SimilarityMatrix, width: int = 80) -> list[Text]:
     >>> for line in matrix_lines(gl.cka_matrix({"first": x, "second": x[:, :3]})):
     ...     print(line.plain)
              first   second
-    first   1.000*   0.721
-    second  0.721    1.000*
+    first    1.000*   0.679
+    second   0.679    1.000*
     """
     limit = max(MIN_LABEL, min(MAX_LABEL, (width - BESIDE_NAMES) // 2))
     (names_x, frame_x), (names_y, frame_y) = (_shortened(names, limit) for names in (matrix.layers_x, matrix.layers_y))
