@@ -120,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.set_defaults(run=_compare)
     compare.add_argument("a", metavar="A", help="activations of one model: a file or a folder, see below")
     compare.add_argument("b", metavar="B", nargs="?", help="of the other model; without it, A against itself")
+    compare.add_argument("--measure", choices=("cka",), default="cka", help="what is compared (default: cka)")
     compare.add_argument(
         "--estimator",
         choices=("unbiased", "biased", "feature_corrected"),
