@@ -119,7 +119,10 @@ ys = [rng.standard_normal((600, p), dtype=np.float32) for p in {widths}]
 grid = gl.LayerGrid(backend='cpu')
 {"grid.update(xs, ys)" if streamed else ""}
 """
-    peak = memory.peak_extra_bytes(prepare, "grid.update(xs, ys)", "gl.moments(xs[0][:300, :32], ys[0][:300, :32])")
+    # two updates, since the second one loads modules that the first one does not need
+    narrow = "[xs[0][:300, :32]], [ys[0][:300, :32]]"
+    warm = f"gl.LayerGrid(backend='cpu').update({narrow}).update({narrow})"
+    peak = memory.peak_extra_bytes(prepare, "grid.update(xs, ys)", warm)
     sums = 8 * (2 * sum(p * p for p in widths) + sum(widths) ** 2)
     held = sums if streamed else 0
     assert peak + held <= bounds.MEMORY_FACTOR * 2 * sums + bounds.MEMORY_SLACK_BYTES + scratch_bytes(
