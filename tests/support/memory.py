@@ -49,7 +49,9 @@ def peak_extra_bytes(prepare: str, call: str, warm: str, threads: int = 1) -> in
 def environment() -> dict[str, str]:
     """The environment of a child that can import the package as this process does, and tests/support."""
     paths = [str(_TESTS), *(p for p in sys.path if p)]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+    # glibc moves this threshold as blocks are freed, and a peak would depend on what was freed before
+    fixed = {"MALLOC_MMAP_THRESHOLD_": str(1 << 17)}
+    return os.environ | fixed | {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
 
 
 def run(program: str, timeout: float = 120.0, **variables: str) -> str:
