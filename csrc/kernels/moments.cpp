@@ -1,7 +1,7 @@
 // contract: one pass over x (n, p) and y (n, q) returns the shifted moments of SelfSums and CrossSums.
 // formula: with d, e the rows of x, y less their pivots, sums of d d^T, d e^T, e e^T; defined by reference.moments.
 // cost: n (p^2 + q^2 + 2 p q) flops, symmetric parts at half; x, y are read once for each tile that they are part of.
-//       Per thread one tile (kBlockWidth^2 doubles), two packed chunks (kChunkRows x kBlockWidth), with giants two more.
+//       Per thread one tile (kBlockWidth^2 doubles) and two packed chunks (kChunkRows x kBlockWidth), giants twice.
 // numerics: fp16, bf16, fp32 are shifted and multiplied in fp32, fp64 in fp64; a chunk of 256 rows is summed in that
 //       type, chunks in fp64, slabs in order. NaN and inf raise, or reach the sums they belong to. n >= 1.
 // why not: raw sums with the mean taken out afterwards; at mean / std = 100 their fp32 result has no correct digit.
