@@ -3,14 +3,11 @@
 #include "bindings/bindings.hpp"
 #include "core/isa.hpp"
 #include "core/thread_pool.hpp"
-#include "kernels/moments.hpp"
 
 PYBIND11_MODULE(_core, module) {
     using namespace gramless;
     module.doc() = "The CPU kernels.";
     bind_moments(module);
-    module.attr("BLOCK_WIDTH") = kBlockWidth;
-    module.attr("CHUNK_ROWS") = kChunkRows;
     module.def("get_num_threads", &num_threads);
     module.def("set_num_threads", &set_num_threads, pybind11::arg("count"));
     module.def("isa_levels", &isa_levels);

@@ -99,12 +99,25 @@ py::dict moments(const py::object& x, const py::object& y, const py::object& piv
     return result;
 }
 
+std::int64_t scratch(std::int64_t n, std::int64_t p, std::int64_t q, bool float64, bool self_terms) {
+    const DType dtype = float64 ? DType::kF64 : DType::kF32;
+    std::vector<double> pivot(static_cast<std::size_t>(std::max(p, q)));
+    MomentsTask task;
+    task.x = {nullptr, dtype, n, p, 0, 0};
+    task.y = {nullptr, dtype, q > 0 ? n : 0, q, 0, 0};
+    task.self_terms = self_terms;
+    task.self_x.pivot = task.self_y.pivot = pivot.data();
+    return moments_scratch_bytes(task);
+}
+
 }  // namespace
 
 void bind_moments(py::module_& module) {
     module.def("moments", &moments, py::arg("x"), py::arg("y") = py::none(), py::kw_only(),
                py::arg("pivot_x") = py::none(), py::arg("pivot_y") = py::none(), py::arg("self_terms") = true,
                py::arg("nonfinite") = "raise");
+    module.def("moments_scratch_bytes", &scratch, py::arg("n"), py::arg("p"), py::arg("q"), py::kw_only(),
+               py::arg("float64"), py::arg("self_terms"));
 }
 
 }  // namespace gramless

@@ -23,6 +23,10 @@ class AlignedBuffer {
         void* mapped = ::mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (mapped == MAP_FAILED) throw std::bad_alloc();
         data_ = static_cast<T*>(mapped);
+#ifdef MADV_HUGEPAGE
+        // a hint: packed panels are read along many pages at once
+        ::madvise(mapped, bytes_, MADV_HUGEPAGE);
+#endif
     }
     AlignedBuffer(const AlignedBuffer&) = delete;
     AlignedBuffer& operator=(const AlignedBuffer&) = delete;

@@ -26,6 +26,8 @@ struct Panels {
     T* data;
     std::int64_t features;
     std::int64_t rows;
+    std::int64_t ahead =
+        0;  // elements from data to the panels that a product will take next, to be fetched; 0: unknown
 };
 
 // column sums of one array over a chunk, in fp64; null pointers are left alone
@@ -53,6 +55,9 @@ struct TileKernels {
     const char* level;
     TileOps<float> f32;
     TileOps<double> f64;
+    // c[i, j] += a[i, j] for j >= (upper_only ? i : 0); false if a sum is not finite
+    bool (*add_tile)(const double* a, std::int64_t a_stride, std::int64_t rows, std::int64_t cols, bool upper_only,
+                     double* c, std::int64_t c_stride);
 };
 
 template <class T>

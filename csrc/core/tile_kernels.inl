@@ -167,10 +167,36 @@ void pack(const ArrayView& source, std::int64_t row, std::int64_t col, const T* 
     }
 }
 
+// rows of a micro-tile for each cache line that is asked for ahead of its use
+constexpr std::int64_t kRowsPerLine = 6;
+
+// the cache lines of panels that come next, handed out a few to a micro-tile
+template <class T>
+class Ahead {
+  public:
+    explicit Ahead(const Panels<T>& panels)
+        : from_(reinterpret_cast<const char*>(panels.data + panels.ahead)),
+          left_(panels.ahead ? panel_count(panels) * panel_stride<T>(kWidth<T>) * std::int64_t{sizeof(T)} : 0) {}
+
+    bool done() const { return left_ <= 0; }
+
+    const char* take(std::int64_t rows) {
+        const char* const taken = from_;
+        const std::int64_t bytes = (rows + kRowsPerLine - 1) / kRowsPerLine * 64;
+        from_ += bytes;
+        left_ -= bytes;
+        return taken;
+    }
+
+  private:
+    const char* from_;
+    std::int64_t left_;
+};
+
 // kRows rows by kVectors vectors, held in registers over the whole chunk; every loop over registers is unrolled, since
 // one that is not would send them all through the stack
 template <class T, int kVectors>
-inline void micro_tile(const T* a, const T* b, std::int64_t rows, double* c, std::int64_t c_stride) {
+inline void micro_tile(const T* a, const T* b, std::int64_t rows, double* c, std::int64_t c_stride, const char* ahead) {
     constexpr int kLanes = Shape<T>::kLanes, kRows = Shape<T>::kRows;
     Vector<T, kLanes> acc[kRows][kVectors];
 #pragma GCC unroll 16
@@ -178,17 +204,23 @@ inline void micro_tile(const T* a, const T* b, std::int64_t rows, double* c, std
 #pragma GCC unroll 8
         for (int v = 0; v < kVectors; ++v)
             acc[r][v] = Vector<T, kLanes>{};
-    for (std::int64_t k = 0; k < rows; ++k) {
-        Vector<T, kLanes> b_row[kVectors];
-#pragma GCC unroll 8
-        for (int v = 0; v < kVectors; ++v)
-            b_row[v] = load<T, kLanes>(b + k * kWidth<T> + v * kLanes);
-#pragma GCC unroll 16
-        for (int r = 0; r < kRows; ++r) {
-            const auto a_lane = broadcast<T, kLanes>(a[k * kWidth<T> + r]);
+    for (std::int64_t begin = 0; begin < rows; begin += kRowsPerLine) {
+        // into the second level: the first is full of what is in use
+        __builtin_prefetch(ahead, 0, 2);
+        ahead += 64;
+        const std::int64_t end = begin + kRowsPerLine < rows ? begin + kRowsPerLine : rows;
+        for (std::int64_t k = begin; k < end; ++k) {
+            Vector<T, kLanes> b_row[kVectors];
 #pragma GCC unroll 8
             for (int v = 0; v < kVectors; ++v)
-                acc[r][v] += a_lane * b_row[v];
+                b_row[v] = load<T, kLanes>(b + k * kWidth<T> + v * kLanes);
+#pragma GCC unroll 16
+            for (int r = 0; r < kRows; ++r) {
+                const auto a_lane = broadcast<T, kLanes>(a[k * kWidth<T> + r]);
+#pragma GCC unroll 8
+                for (int v = 0; v < kVectors; ++v)
+                    acc[r][v] += a_lane * b_row[v];
+            }
         }
     }
 #pragma GCC unroll 16
@@ -202,6 +234,7 @@ template <class T>
 void product(const Panels<T>& a, const Panels<T>& b, double* c, std::int64_t c_stride, bool upper_only) {
     constexpr std::int64_t kW = kWidth<T>;
     constexpr int kLanes = Shape<T>::kLanes, kRows = Shape<T>::kRows;
+    Ahead<T> of_a(a), of_b(b);
     for (std::int64_t j = 0; j < panel_count(b); ++j) {
         const int vectors = vectors_in(b, j);
         for (std::int64_t i = 0; i < a.features; i += kRows) {
@@ -210,31 +243,49 @@ void product(const Panels<T>& a, const Panels<T>& b, double* c, std::int64_t c_s
             const std::int64_t skip = below * kLanes;
             with_count<Shape<T>::kVectors>(vectors - static_cast<int>(below), [&](auto count) {
                 micro_tile<T, count.value>(panel(a, i / kW) + i % kW, panel(b, j) + skip, b.rows,
-                                           c + i * c_stride + j * kW + skip, c_stride);
+                                           c + i * c_stride + j * kW + skip, c_stride,
+                                           (of_a.done() ? of_b : of_a).take(b.rows));
             });
         }
     }
 }
 
+// partial sums of squares of one row, lane by lane
+template <class T>
+inline Vector<T, Shape<T>::kLanes> row_squares(const Panels<T>& panels, std::int64_t k) {
+    constexpr int kLanes = Shape<T>::kLanes;
+    Vector<T, kLanes> acc[Shape<T>::kVectors] = {};
+    for (std::int64_t j = 0; j < panel_count(panels); ++j) {
+        const T* row = panel(panels, j) + k * kWidth<T>;
+        with_count<Shape<T>::kVectors>(vectors_in(panels, j), [&](auto count) {
+#pragma GCC unroll 8
+            for (int v = 0; v < count.value; ++v) {
+                const auto d = load<T, kLanes>(row + v * kLanes);
+                acc[v] += d * d;
+            }
+        });
+    }
+#pragma GCC unroll 8
+    for (int v = 1; v < Shape<T>::kVectors; ++v)
+        acc[0] += acc[v];
+    return acc[0];
+}
+
+// as many rows at a time as a vector has lanes: their lanes are added up by a transpose
 template <class T>
 void norms(const Panels<T>& panels, T* squared) {
     constexpr int kLanes = Shape<T>::kLanes;
-    for (std::int64_t k = 0; k < panels.rows; ++k) {
-        Vector<T, kLanes> acc[Shape<T>::kVectors] = {};
-        for (std::int64_t j = 0; j < panel_count(panels); ++j) {
-            const T* row = panel(panels, j) + k * kWidth<T>;
-            with_count<Shape<T>::kVectors>(vectors_in(panels, j), [&](auto count) {
-#pragma GCC unroll 8
-                for (int v = 0; v < count.value; ++v) {
-                    const auto d = load<T, kLanes>(row + v * kLanes);
-                    acc[v] += d * d;
-                }
-            });
-        }
-#pragma GCC unroll 8
-        for (int v = 1; v < Shape<T>::kVectors; ++v)
-            acc[0] += acc[v];
-        squared[k] += sum_lanes<T, kLanes>(acc[0]);
+    for (std::int64_t first = 0; first < panels.rows; first += kLanes) {
+        const int count = panels.rows - first < kLanes ? static_cast<int>(panels.rows - first) : kLanes;
+        Vector<T, kLanes> rows[kLanes] = {};
+        for (int k = 0; k < count; ++k)
+            rows[k] = row_squares(panels, first + k);
+        transpose<T, kLanes>(rows);
+        for (int half = kLanes / 2; half > 0; half /= 2)
+            for (int lane = 0; lane < half; ++lane)
+                rows[lane] += rows[lane + half];
+        for (int k = 0; k < count; ++k)
+            squared[first + k] += rows[0][k];
     }
 }
 
@@ -291,10 +342,43 @@ void column_sums(const Panels<T>& panels, const T* own_squared, const T* other_s
         column_sums_of<T, false, true>(panels, own_squared, other_squared, out);
 }
 
+// to[i] += from[i]; false if a sum is not finite. x - x is 0 for every finite x, and NaN for the others.
+inline bool add_row(const double* from, double* to, std::int64_t count) {
+    constexpr int kLanes = Shape<double>::kLanes;
+    Vector<double, kLanes> odd{};
+    std::int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) {
+        const auto sum = load<double, kLanes>(to + i) + load<double, kLanes>(from + i);
+        store<double, kLanes>(to + i, sum);
+        odd += sum - sum;
+    }
+    double rest = sum_lanes<double, kLanes>(odd);
+    for (; i < count; ++i) {
+        to[i] += from[i];
+        rest += to[i] - to[i];
+    }
+    return rest == 0;
+}
+
+// c[i, j] += a[i, j], from the diagonal on if upper_only; the rows of c are far apart, and not in any cache
+inline bool add_tile(const double* a, std::int64_t a_stride, std::int64_t rows, std::int64_t cols, bool upper_only,
+                     double* c, std::int64_t c_stride) {
+    constexpr std::int64_t kAhead = 4;
+    bool finite = true;
+    for (std::int64_t r = 0; r < rows; ++r) {
+        const std::int64_t first = upper_only ? r : 0;
+        if (r + kAhead < rows)
+            for (std::int64_t j = first; j < cols; j += 8)
+                __builtin_prefetch(c + (r + kAhead) * c_stride + j, 1);
+        finite &= add_row(a + r * a_stride + first, c + r * c_stride + first, cols - first);
+    }
+    return finite;
+}
+
 template <class T>
 constexpr TileOps<T> kOps = {kWidth<T>, pack<T>, product<T>, norms<T>, column_sums<T>};
 
 extern const TileKernels kTileKernels;
-const TileKernels kTileKernels = {GRAMLESS_LEVEL_NAME, kOps<float>, kOps<double>};
+const TileKernels kTileKernels = {GRAMLESS_LEVEL_NAME, kOps<float>, kOps<double>, add_tile};
 
 }  // namespace gramless::GRAMLESS_LEVEL

@@ -1,9 +1,9 @@
 // contract: one pass over x (n, p) and y (n, q) returns the shifted moments of SelfSums and CrossSums.
 // formula: with d, e the rows of x, y less their pivots, sums of d d^T, d e^T, e e^T; defined by reference.moments.
-// cost: n (p^2 + q^2 + 2 p q) flops, symmetric parts at half; x, y are read once for each tile that they are part of.
-//       Per thread one tile (kBlockWidth^2 doubles) and two packed chunks (kChunkRows x kBlockWidth), giants twice.
+// cost: n (p^2 + q^2 + 2 p q) flops, symmetric parts at half; x and y are read once. Per thread a tile of kBlockWidth^2
+//       doubles; narrow arrays: and a packed chunk (kChunkRows rows); wide ones: a band of packed rows for all threads.
 // numerics: fp16, bf16, fp32 are shifted and multiplied in fp32, fp64 in fp64; a chunk of 256 rows is summed in that
-//       type, chunks in fp64, slabs in order. NaN and inf raise, or reach the sums they belong to. n >= 1.
+//       type, chunks in fp64, slabs or bands in order. NaN and inf raise, or reach the sums they belong to. n >= 1.
 // why not: raw sums with the mean taken out afterwards; at mean / std = 100 their fp32 result has no correct digit.
 #include "kernels/moments.hpp"
 
@@ -28,6 +28,10 @@ namespace {
 // one; where there are more of them, they are what the sums are about.
 constexpr double kGiantSquared = 256;
 
+// tiles narrower than this many panels are not worth a thread of their own
+constexpr std::int64_t kLeastPanels = 2;
+constexpr std::int64_t kTilesPerThread = 8;
+
 bool is_finite(double value) {
     return std::fabs(value) <= std::numeric_limits<double>::max();
 }
@@ -42,30 +46,30 @@ class Moments {
         std::vector<std::int64_t> features;
         for (const Segment& segment : segments_)
             features.push_back(segment.source->cols);
-        const std::int64_t most = std::max<std::int64_t>(1, kBlockWidth / ops_.width);
-        blocks_ = cut_blocks(features, ops_.width, most, task_.self_terms || !pair_);
-        for (const Block& block : blocks_)
-            most_panels_ = std::max(most_panels_, block.panels);
-        list_outputs();
+        cut(features);
         scratch_.resize(static_cast<std::size_t>(num_threads()));
     }
 
     void run() {
-        ordered_loop(
-            task_.x.rows, static_cast<std::int64_t>(outputs_.size()),
-            [this](std::int64_t output, const Slab& slab, int worker) {
-                compute(outputs_[static_cast<std::size_t>(output)], slab, scratch(worker));
-            },
-            [this](std::int64_t output, const Slab& slab, int worker) {
-                add(outputs_[static_cast<std::size_t>(output)], slab, scratch(worker));
-            },
-            task_.poll);
+        if (tiles_.size() == 1)
+            run_whole();
+        else
+            run_bands();
+    }
+
+    std::int64_t scratch_bytes() const {
+        const std::int64_t workers = num_threads(), item = sizeof(T), wide = panels_ * ops_.width;
+        const std::int64_t packed = panels_ * stride_ * item;
+        const std::int64_t tile = 8 * tile_panels_ * ops_.width * tile_stride(tile_panels_);
+        const std::int64_t of_worker = tile + 5 * 8 * wide + 2 * kChunkRows * item;
+        return wide * item + workers * of_worker + (tiles_.size() == 1 ? workers : band_chunks()) * packed;
     }
 
   private:
     void add_segment(const ArrayView& source, SelfSums& self) {
         const std::int64_t panels = ceil_div(source.cols, ops_.width);
-        segments_.push_back({&source, panels, &self});
+        segments_.push_back({&source, panels_, &self});
+        panels_ += panels;
         AlignedBuffer<T> pivot(panels * ops_.width);
         pivot.zero();
         for (std::int64_t j = 0; j < source.cols; ++j) {
@@ -75,16 +79,88 @@ class Moments {
         pivots_.push_back(std::move(pivot));
     }
 
-    void list_outputs() {
-        if (blocks_.size() == 1) {
-            outputs_.push_back({Output::kWhole});
-            return;
+    // blocks that a core's cache holds, and enough tiles to keep every thread busy; no sum depends on the cut
+    void cut(const std::vector<std::int64_t>& features) {
+        for (std::int64_t most = std::max<std::int64_t>(1, kBlockWidth / ops_.width); most > 0; --most) {
+            blocks_ = cut_blocks(features, ops_.width, most, task_.self_terms || !pair_);
+            tiles_ = list_tiles();
+            tile_panels_ = std::min(most, panels_);
+            const auto count = static_cast<std::int64_t>(tiles_.size());
+            if (count == 1 || most <= kLeastPanels || count >= kTilesPerThread * num_threads()) return;
         }
-        outputs_.push_back({Output::kRowSums});
+    }
+
+    // narrow arrays: every task packs a chunk and multiplies it while it is in the cache
+    void run_whole() {
+        ordered_loop(
+            task_.x.rows, slab_rows(task_.x.rows),
+            [&](const Slab& slab, int worker) {
+                Scratch<T>& mine = scratch(worker);
+                if (!mine.packed) mine.packed = AlignedBuffer<T>(panels_ * stride_);
+                mine.clear_sums();
+                mine.tile.zero();
+                for (std::int64_t row = slab.begin; row < slab.end; row += kChunkRows) {
+                    Chunk<T> chunk{mine.packed.data(), row, std::min(kChunkRows, slab.end - row)};
+                    pack_and_sum(chunk, mine);
+                    multiply(tiles_[0], chunk, mine);
+                }
+            },
+            [&](const Slab& slab, int worker) {
+                add_row_sums(scratch(worker));
+                add_tile(tiles_[0], slab.last, scratch(worker));
+            },
+            task_.poll);
+    }
+
+    // wide arrays: a band of rows is packed once for all tiles
+    void run_bands() {
+        const std::int64_t height = band_chunks() * kChunkRows;
+        AlignedBuffer<T> packed(band_chunks() * panels_ * stride_);
+        std::vector<Chunk<T>> chunks;
+        for (std::int64_t first = 0; first < task_.x.rows; first += height) {
+            const std::int64_t rows = std::min(height, task_.x.rows - first);
+            chunks.clear();
+            for (std::int64_t row = 0; row < rows; row += kChunkRows)
+                chunks.push_back({packed.data() + row / kChunkRows * panels_ * stride_, first + row,
+                                  std::min(kChunkRows, rows - row), row + kChunkRows < rows ? panels_ * stride_ : 0});
+            ordered_loop(
+                rows, kChunkRows,
+                [&](const Slab& slab, int worker) {
+                    scratch(worker).clear_sums();
+                    pack_and_sum(chunks[static_cast<std::size_t>(slab.begin / kChunkRows)], scratch(worker));
+                },
+                [&](const Slab&, int worker) { add_row_sums(scratch(worker)); }, task_.poll);
+            parallel_for(
+                static_cast<std::int64_t>(tiles_.size()),
+                [&](std::int64_t index, int worker) {
+                    const Tile& tile = tiles_[static_cast<std::size_t>(index)];
+                    Scratch<T>& mine = scratch(worker);
+                    mine.tile.zero();
+                    for (const Chunk<T>& chunk : chunks)
+                        multiply(tile, chunk, mine);
+                    add_tile(tile, first + rows == task_.x.rows, mine);
+                },
+                task_.poll);
+        }
+    }
+
+    std::int64_t band_chunks() const {
+        const auto chunk = panels_ * stride_ * std::int64_t{sizeof(T)};
+        const std::int64_t wanted =
+            std::clamp(kBandBytes / chunk, kMinBandRows / kChunkRows, kMaxBandRows / kChunkRows);
+        return std::min(wanted, ceil_div(task_.x.rows, kChunkRows));
+    }
+
+    // the half tiles of the diagonal come last, where they fill the gaps between threads
+    std::vector<Tile> list_tiles() const {
+        std::vector<Tile> tiles;
         for (std::size_t i = 0; i < blocks_.size(); ++i)
-            for (std::size_t j = i; j < blocks_.size(); ++j)
+            for (std::size_t j = i + 1; j < blocks_.size(); ++j)
                 if (task_.self_terms || blocks_[i].runs[0].segment != blocks_[j].runs[0].segment)
-                    outputs_.push_back({Output::kTile, i, j});
+                    tiles.push_back({i, j});
+        for (std::size_t i = 0; i < blocks_.size() && task_.self_terms; ++i)
+            tiles.push_back({i, i});
+        return tiles;
     }
 
     // one cache line more than the width: rows a power of two apart would all fall into the same cache sets
@@ -93,79 +169,59 @@ class Moments {
     // scratch is made on a worker's first task, so that idle threads cost nothing
     Scratch<T>& scratch(int worker) {
         Scratch<T>& mine = scratch_[static_cast<std::size_t>(worker)];
-        if (mine.pack_i) return mine;
-        mine.pack_i = AlignedBuffer<T>(most_panels_ * stride_);
-        if (blocks_.size() > 1) mine.pack_j = AlignedBuffer<T>(most_panels_ * stride_);
-        mine.tile = AlignedBuffer<double>(most_panels_ * ops_.width * tile_stride(most_panels_));
+        if (mine.tile) return mine;
+        mine.tile = AlignedBuffer<double>(tile_panels_ * ops_.width * tile_stride(tile_panels_));
         for (AlignedBuffer<T>& squared : mine.squared)
             squared = AlignedBuffer<T>(kChunkRows);
         for (const Segment& segment : segments_)
-            mine.columns.emplace_back(segment.panels * ops_.width);
+            mine.columns.emplace_back(ceil_div(segment.source->cols, ops_.width) * ops_.width);
         return mine;
     }
 
-    void pack(const Block& block, std::int64_t row, std::int64_t rows, AlignedBuffer<T>& into) {
-        for (const Run& run : block.runs) {
-            const auto s = static_cast<std::size_t>(run.segment);
-            ops_.pack(*segments_[s].source, row, run.first, pivots_[s].data() + run.first,
-                      {into.data() + run.panel * stride_, run.count, rows});
-        }
+    std::int64_t panel_of(const Run& run) const {
+        return segments_[static_cast<std::size_t>(run.segment)].first_panel + run.first / ops_.width;
     }
 
-    Panels<T> panels_of(const Run& run, AlignedBuffer<T>& packed, std::int64_t rows) const {
-        return {packed.data() + run.panel * stride_, run.count, rows};
+    Panels<T> panels_of(const Run& run, const Chunk<T>& chunk) const {
+        return {chunk.panels + panel_of(run) * stride_, run.count, chunk.rows, chunk.ahead};
     }
 
-    void compute(const Output& output, const Slab& slab, Scratch<T>& mine) {
-        if (output.kind != Output::kRowSums) mine.tile.zero();
-        if (output.kind != Output::kTile) {
-            for (ColumnScratch& columns : mine.columns)
-                columns.values.zero();
-            for (double& norm : mine.norms)
-                norm = 0;
-        }
-        for (std::int64_t row = slab.begin; row < slab.end; row += kChunkRows) {
-            const std::int64_t rows = std::min(kChunkRows, slab.end - row);
-            if (output.kind != Output::kTile) sum_rows(row, rows, mine);
-            if (output.kind == Output::kRowSums) continue;
-            multiply(output, row, rows, mine);
-        }
+    Run all_of(int segment) const { return {segment, 0, segments_[static_cast<std::size_t>(segment)].source->cols, 0}; }
+
+    template <class Visit>
+    void each_segment(const Visit& visit) const {
+        for (std::size_t s = 0; s < segments_.size(); ++s)
+            visit(all_of(static_cast<int>(s)));
     }
 
-    void multiply(const Output& output, std::int64_t row, std::int64_t rows, Scratch<T>& mine) {
-        const Block& block_i = blocks_[output.i];
-        const Block& block_j = blocks_[output.j];
-        const bool same = output.i == output.j;
-        AlignedBuffer<T>& packed_j = same ? mine.pack_i : mine.pack_j;
-        if (!same) pack(block_j, row, rows, mine.pack_j);
-        // the row sums have just packed the only block, and found its giants
-        if (output.kind == Output::kTile) {
-            pack(block_i, row, rows, mine.pack_i);
-            mine.giant_count = 0;
-            clear_squared(mine);
-            for (const Run& run : block_i.runs)
-                ops_.norms(panels_of(run, mine.pack_i, rows), mine.squared[0].data());
-            if (!same)
-                for (const Run& run : block_j.runs)
-                    ops_.norms(panels_of(run, mine.pack_j, rows), mine.squared[1].data());
-            find_giants(rows, mine);
-        }
-        for (std::int64_t g = 0; g < mine.giant_count; ++g)
-            multiply_giant(output, row, mine.giants[g], mine);
-        for (const Run& i : block_i.runs)
-            for (const Run& j : block_j.runs)
-                if (!same || i.panel <= j.panel)
-                    ops_.product(panels_of(i, mine.pack_i, rows), panels_of(j, packed_j, rows),
-                                 tile_at(output, i, j, mine), tile_stride(block_j.panels), same && i.panel == j.panel);
-    }
-
-    static void clear_squared(Scratch<T>& mine) {
+    // fills the chunk's panels and adds its row sums to the worker's; giants are summed apart, and zero in the panels
+    void pack_and_sum(Chunk<T>& chunk, Scratch<T>& mine) {
         for (AlignedBuffer<T>& squared : mine.squared)
             squared.zero();
+        each_segment([&](const Run& all) {
+            const auto s = static_cast<std::size_t>(all.segment);
+            const Panels<T> panels = panels_of(all, chunk);
+            ops_.pack(*segments_[s].source, chunk.row, 0, pivots_[s].data(), panels);
+            ops_.norms(panels, mine.squared[s].data());
+        });
+        if (task_.check_finite)
+            for (std::int64_t k = 0; k < chunk.rows; ++k)
+                if (!is_finite(static_cast<double>(mine.squared[0][k]) + static_cast<double>(mine.squared[1][k])))
+                    report_non_finite();
+        find_giants(chunk, mine);
+        for (const Giant<T>& giant : chunk.giants)
+            sum_giant(giant, mine);
+        for (std::int64_t k = 0; k < chunk.rows; ++k)
+            mine.add_norms(static_cast<double>(mine.squared[0][k]), static_cast<double>(mine.squared[1][k]));
+        each_segment([&](const Run& all) {
+            ops_.column_sums(panels_of(all, chunk), mine.squared[all.segment].data(),
+                             mine.squared[1 - all.segment].data(), sums_of(all.segment, mine));
+        });
     }
 
-    // appends the rows that are giants in either array; fp64 products have digits to spare
-    void find_giants(std::int64_t rows, Scratch<T>& mine) {
+    // takes the rows that are giants in either array out of the chunk; fp64 products have digits to spare
+    void find_giants(Chunk<T>& chunk, Scratch<T>& mine) {
+        const std::int64_t rows = chunk.rows;
         if constexpr (sizeof(T) == sizeof(double)) return;
         for (AlignedBuffer<T>& squared : mine.squared) {
             double total = 0, largest = 0;
@@ -180,137 +236,91 @@ class Moments {
             std::nth_element(sorted, sorted + rows / 2, sorted + rows);
             const double limit = kGiantSquared * static_cast<double>(sorted[rows / 2]);
             const auto giant = [&](std::int64_t k) { return static_cast<double>(squared[k]) > limit; };
-            std::int64_t count = mine.giant_count;
+            auto count = static_cast<std::int64_t>(chunk.giants.size());
             for (std::int64_t k = 0; k < rows; ++k)
                 count += giant(k);
             for (std::int64_t k = 0; k < rows && count <= kMostGiants; ++k)
-                if (giant(k)) add_giant(k, mine);
+                if (giant(k)) take_giant(chunk, k);
         }
     }
 
-    static void add_giant(std::int64_t k, Scratch<T>& mine) {
-        std::int64_t* const end = mine.giants + mine.giant_count;
-        if (std::find(mine.giants, end, k) == end) mine.giants[mine.giant_count++] = k;
-    }
-
-    // one row in the layout of the panels
-    AlignedBuffer<T>& pack_row(const Block& block, std::int64_t row, AlignedBuffer<T>& into) {
-        if (!into) into = AlignedBuffer<T>(most_panels_ * stride_);
-        pack(block, row, 1, into);
-        return into;
-    }
-
-    void zero_row(const Run& run, std::int64_t k, AlignedBuffer<T>& packed) {
-        for (std::int64_t panel = 0; panel < ceil_div(run.count, ops_.width); ++panel)
-            std::fill_n(packed.data() + (run.panel + panel) * stride_ + k * ops_.width, ops_.width, T(0));
-    }
-
-    void multiply_giant(const Output& output, std::int64_t row, std::int64_t k, Scratch<T>& mine) {
-        const Block& block_i = blocks_[output.i];
-        const Block& block_j = blocks_[output.j];
-        AlignedBuffer<T>& d = pack_row(block_i, row + k, mine.row_i);
-        AlignedBuffer<T>& e = pack_row(block_j, row + k, mine.row_j);
-        for (const Run& i : block_i.runs) {
-            zero_row(i, k, mine.pack_i);
-            for (const Run& j : block_j.runs)
-                for (std::int64_t r = 0; r < i.count; ++r) {
-                    double* target = tile_at(output, i, j, mine) + r * tile_stride(block_j.panels);
-                    const double d_r = static_cast<double>(feature(i, r, d));
-                    for (std::int64_t c = 0; c < j.count; ++c)
-                        target[c] += d_r * static_cast<double>(feature(j, c, e));
-                }
+    void take_giant(Chunk<T>& chunk, std::int64_t k) {
+        for (const Giant<T>& known : chunk.giants)
+            if (known.row == k) return;
+        Giant<T> giant{k, std::vector<T>(static_cast<std::size_t>(panels_ * ops_.width))};
+        for (std::int64_t panel = 0; panel < panels_; ++panel) {
+            T* const row = chunk.panels + panel * stride_ + k * ops_.width;
+            std::copy_n(row, ops_.width, giant.values.data() + panel * ops_.width);
+            std::fill_n(row, ops_.width, T(0));
         }
+        chunk.giants.push_back(std::move(giant));
     }
 
-    T feature(const Run& run, std::int64_t index, AlignedBuffer<T>& row) const {
-        return row[(run.panel + index / ops_.width) * stride_ + index % ops_.width];
+    const T* values_of(const Run& run, const Giant<T>& giant) const {
+        return giant.values.data() + panel_of(run) * ops_.width;
     }
 
-    // the column sums of one row, in fp64
-    void sum_giant(std::int64_t row, Scratch<T>& mine) {
+    // the row sums of one row, in fp64
+    void sum_giant(const Giant<T>& giant, Scratch<T>& mine) {
         double squared[2] = {};
-        const auto each = [&](const auto& visit) {
-            for (const Block& block : blocks_) {
-                AlignedBuffer<T>& packed = pack_row(block, row, mine.row_i);
-                for (const Run& run : block.runs)
-                    for (std::int64_t j = 0; j < run.count; ++j)
-                        visit(run, j, static_cast<double>(feature(run, j, packed)));
+        each_segment([&](const Run& all) {
+            for (std::int64_t j = 0; j < all.count; ++j) {
+                const double d = static_cast<double>(values_of(all, giant)[j]);
+                squared[all.segment] += d * d;
             }
-        };
-        each([&](const Run& run, std::int64_t, double d) { squared[run.segment] += d * d; });
-        add_norms(squared[0], squared[1], mine);
-        each([&](const Run& run, std::int64_t j, double d) {
-            const ColumnSums out = sums_of(run, mine);
-            if (pair_) out.weighted_cross[j] += squared[1 - run.segment] * d;
-            if (!task_.self_terms) return;
-            out.sum[j] += d;
-            out.weighted_self[j] += squared[run.segment] * d;
-            out.cubes[j] += d * d * d;
-            out.fourths[j] += d * d * d * d;
         });
+        mine.add_norms(squared[0], squared[1]);
+        each_segment([&](const Run& all) {
+            const ColumnSums out = sums_of(all.segment, mine);
+            for (std::int64_t j = 0; j < all.count; ++j) {
+                const double d = static_cast<double>(values_of(all, giant)[j]);
+                if (pair_) out.weighted_cross[j] += squared[1 - all.segment] * d;
+                if (!task_.self_terms) continue;
+                out.sum[j] += d;
+                out.weighted_self[j] += squared[all.segment] * d;
+                out.cubes[j] += d * d * d;
+                out.fourths[j] += d * d * d * d;
+            }
+        });
+        for (AlignedBuffer<T>& of_rows : mine.squared)
+            of_rows[giant.row] = 0;
     }
 
-    ColumnSums sums_of(const Run& run, Scratch<T>& mine) const {
-        return mine.columns[static_cast<std::size_t>(run.segment)].from(run.first, task_.self_terms, pair_);
-    }
-
-    static void add_norms(double a, double b, Scratch<T>& mine) {
-        mine.norms[0] += a * a;
-        mine.norms[1] += b * b;
-        mine.norms[2] += a * b;
-    }
-
-    double* tile_at(const Output& output, const Run& i, const Run& j, Scratch<T>& mine) const {
-        return mine.tile.data() + (i.panel * tile_stride(blocks_[output.j].panels) + j.panel) * ops_.width;
+    ColumnSums sums_of(int segment, Scratch<T>& mine) const {
+        return mine.columns[static_cast<std::size_t>(segment)].pointers(task_.self_terms, pair_);
     }
 
     template <class Visit>
-    void each_run(std::int64_t row, std::int64_t rows, Scratch<T>& mine, bool packed, const Visit& visit) {
-        for (const Block& block : blocks_) {
-            if (!packed) pack(block, row, rows, mine.pack_i);
-            for (const Run& run : block.runs)
-                visit(run, panels_of(run, mine.pack_i, rows));
-        }
+    void each_part(const Tile& tile, Scratch<T>& mine, const Visit& visit) const {
+        const Block& block_j = blocks_[tile.j];
+        const std::int64_t stride = tile_stride(block_j.panels);
+        for (const Run& i : blocks_[tile.i].runs)
+            for (const Run& j : block_j.runs)
+                if (tile.i != tile.j || i.panel <= j.panel)
+                    visit(i, j, mine.tile.data() + (i.panel * stride + j.panel) * ops_.width, stride);
     }
 
-    void sum_rows(std::int64_t row, std::int64_t rows, Scratch<T>& mine) {
-        clear_squared(mine);
-        each_run(row, rows, mine, false, [&](const Run& run, const Panels<T>& panels) {
-            ops_.norms(panels, mine.squared[run.segment].data());
-        });
-        if (task_.check_finite)
-            for (std::int64_t k = 0; k < rows; ++k)
-                if (!is_finite(static_cast<double>(mine.squared[0][k]) + static_cast<double>(mine.squared[1][k])))
-                    report_non_finite();
-        mine.giant_count = 0;
-        find_giants(rows, mine);
-        for (std::int64_t g = 0; g < mine.giant_count; ++g) {
-            sum_giant(row + mine.giants[g], mine);
-            mine.squared[0][mine.giants[g]] = mine.squared[1][mine.giants[g]] = 0;
-        }
-        for (std::int64_t k = 0; k < rows; ++k)
-            add_norms(static_cast<double>(mine.squared[0][k]), static_cast<double>(mine.squared[1][k]), mine);
-        each_run(row, rows, mine, blocks_.size() == 1, [&](const Run& run, const Panels<T>& panels) {
-            for (std::int64_t g = 0; g < mine.giant_count; ++g)
-                zero_row(run, mine.giants[g], mine.pack_i);
-            ops_.column_sums(panels, mine.squared[run.segment].data(), mine.squared[1 - run.segment].data(),
-                             sums_of(run, mine));
+    void multiply(const Tile& tile, const Chunk<T>& chunk, Scratch<T>& mine) {
+        each_part(tile, mine, [&](const Run& i, const Run& j, double* out, std::int64_t stride) {
+            const bool upper_only = tile.i == tile.j && i.panel == j.panel;
+            ops_.product(panels_of(i, chunk), panels_of(j, chunk), out, stride, upper_only);
+            for (const Giant<T>& giant : chunk.giants)
+                multiply_giant(giant, i, j, out, stride);
         });
     }
 
-    void add(const Output& output, const Slab& slab, Scratch<T>& mine) {
-        if (output.kind != Output::kTile) add_row_sums(mine);
-        if (output.kind == Output::kRowSums) return;
-        for (const Run& i : blocks_[output.i].runs)
-            for (const Run& j : blocks_[output.j].runs)
-                if (output.i != output.j || i.panel <= j.panel) add_tile(output, i, j, slab.last, mine);
+    void multiply_giant(const Giant<T>& giant, const Run& i, const Run& j, double* out, std::int64_t stride) const {
+        const T *const d = values_of(i, giant), *const e = values_of(j, giant);
+        for (std::int64_t r = 0; r < i.count; ++r)
+            for (std::int64_t c = 0; c < j.count; ++c)
+                out[r * stride + c] += static_cast<double>(d[r]) * static_cast<double>(e[c]);
     }
 
     void add_row_sums(Scratch<T>& mine) {
         for (std::size_t s = 0; s < segments_.size(); ++s) {
             SelfSums& self = *segments_[s].self;
             double* weighted_cross = !pair_ ? nullptr : s == 0 ? task_.cross.weighted_x : task_.cross.weighted_y;
-            const ColumnSums from = mine.columns[s].from(0, task_.self_terms, pair_);
+            const ColumnSums from = mine.columns[s].pointers(task_.self_terms, pair_);
             for (std::int64_t j = 0; j < segments_[s].source->cols; ++j) {
                 if (pair_) weighted_cross[j] += from.weighted_cross[j];
                 if (!task_.self_terms) continue;
@@ -325,24 +335,22 @@ class Moments {
         task_.cross.norms += mine.norms[2];
     }
 
-    void add_tile(const Output& output, const Run& i, const Run& j, bool last_slab, Scratch<T>& mine) {
+    void add_tile(const Tile& tile, bool last, Scratch<T>& mine) {
+        each_part(tile, mine, [&](const Run& i, const Run& j, const double* from, std::int64_t stride) {
+            add_part(i, j, from, stride, tile.i == tile.j, last);
+        });
+    }
+
+    void add_part(const Run& i, const Run& j, const double* from, std::int64_t from_stride, bool diagonal, bool last) {
         const bool symmetric = i.segment == j.segment;
-        const bool upper_only = symmetric && output.i == output.j;
+        const bool upper_only = symmetric && diagonal;
         double* const target =
             symmetric ? segments_[static_cast<std::size_t>(i.segment)].self->second : task_.cross.second;
         const std::int64_t stride = segments_[static_cast<std::size_t>(j.segment)].source->cols;
-        const std::int64_t across = tile_stride(blocks_[output.j].panels);
-        const double* tile = tile_at(output, i, j, mine);
-        bool overflow = false;
-        for (std::int64_t r = 0; r < i.count; ++r) {
-            double* row = target + (i.first + r) * stride + j.first;
-            for (std::int64_t c = upper_only ? r : 0; c < j.count; ++c) {
-                row[c] += tile[r * across + c];
-                overflow |= !is_finite(row[c]);
-            }
-        }
-        if (overflow && task_.check_finite) report_non_finite();
-        if (symmetric && last_slab)
+        const bool finite = tile_kernels().add_tile(from, from_stride, i.count, j.count, upper_only,
+                                                    target + i.first * stride + j.first, stride);
+        if (!finite && task_.check_finite) report_non_finite();
+        if (symmetric && last)
             for (std::int64_t r = 0; r < i.count; ++r)
                 for (std::int64_t c = upper_only ? r + 1 : 0; c < j.count; ++c)
                     target[(j.first + c) * stride + i.first + r] = target[(i.first + r) * stride + j.first + c];
@@ -370,19 +378,28 @@ class Moments {
     const bool pair_;
     std::vector<Segment> segments_;
     std::vector<AlignedBuffer<T>> pivots_;
+    std::int64_t panels_ = 0;  // of both arrays
     std::vector<Block> blocks_;
-    std::vector<Output> outputs_;
-    std::int64_t most_panels_ = 0;
+    std::vector<Tile> tiles_;
+    std::int64_t tile_panels_ = 0;
     std::vector<Scratch<T>> scratch_;
 };
+
+bool in_double(const MomentsTask& task) {
+    return task.x.dtype == DType::kF64 || (task.y.rows > 0 && task.y.dtype == DType::kF64);
+}
 
 }  // namespace
 
 void compute_moments(MomentsTask& task) {
-    if (task.x.dtype == DType::kF64 || (task.y.rows > 0 && task.y.dtype == DType::kF64))
+    if (in_double(task))
         Moments<double>(task).run();
     else
         Moments<float>(task).run();
+}
+
+std::int64_t moments_scratch_bytes(MomentsTask& task) {
+    return in_double(task) ? Moments<double>(task).scratch_bytes() : Moments<float>(task).scratch_bytes();
 }
 
 }  // namespace gramless

@@ -10,7 +10,11 @@
 namespace gramless {
 
 // features of one output tile: its fp64 sums and two packed chunks stay in the caches of one core
-inline constexpr std::int64_t kBlockWidth = 528;
+inline constexpr std::int64_t kBlockWidth = 288;
+// where there is more than one tile, a band of rows is packed for all of them: no more rows and no more bytes than
+// these, but at least kMinBandRows
+inline constexpr std::int64_t kMaxBandRows = 4096, kMinBandRows = 1024;
+inline constexpr std::int64_t kBandBytes = std::int64_t{32} << 20;
 
 // where the sums of one array go, all zero on entry; d = row - pivot
 struct SelfSums {
@@ -42,5 +46,8 @@ struct MomentsTask {
 
 // throws std::invalid_argument for non-finite input and for sums that overflow, if check_finite
 void compute_moments(MomentsTask& task);
+
+// most bytes beyond the sums that compute_moments holds; of task only the shapes, dtypes and self_terms are read
+std::int64_t moments_scratch_bytes(MomentsTask& task);
 
 }  // namespace gramless

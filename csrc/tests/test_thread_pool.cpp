@@ -70,24 +70,19 @@ void concurrent_callers() {
 
 // sums in slab order, whatever the number of threads
 void adds_in_order() {
-    const std::int64_t rows = 20 * kMinSlabRows + 5, outputs = 3;
-    const std::int64_t height = slab_rows(rows, outputs);
-    std::vector<std::vector<std::int64_t>> seen(outputs);
-    std::vector<std::int64_t> scratch(16);
+    const std::int64_t rows = 20 * kMinSlabRows + 5, height = slab_rows(rows);
+    std::vector<std::int64_t> scratch(16), seen;
     ordered_loop(
-        rows, outputs,
-        [&](std::int64_t, const Slab& slab, int worker) { scratch[static_cast<std::size_t>(worker)] = slab.begin; },
-        [&](std::int64_t output, const Slab& slab, int worker) {
+        rows, height, [&](const Slab& slab, int worker) { scratch[static_cast<std::size_t>(worker)] = slab.begin; },
+        [&](const Slab& slab, int worker) {
             CHECK(scratch[static_cast<std::size_t>(worker)] == slab.begin);
             CHECK(slab.last == (slab.end == rows));
-            seen[static_cast<std::size_t>(output)].push_back(slab.begin);
+            seen.push_back(slab.begin);
         },
         {});
-    for (const auto& begins : seen) {
-        CHECK(static_cast<std::int64_t>(begins.size()) == (rows + height - 1) / height);
-        for (std::size_t i = 1; i < begins.size(); ++i)
-            CHECK(begins[i - 1] < begins[i]);
-    }
+    CHECK(static_cast<std::int64_t>(seen.size()) == (rows + height - 1) / height);
+    for (std::size_t i = 1; i < seen.size(); ++i)
+        CHECK(seen[i - 1] < seen[i]);
 }
 
 void interrupts() {

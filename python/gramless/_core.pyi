@@ -3,9 +3,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK_WIDTH: int
-CHUNK_ROWS: int
-
 def moments(
     x: Any,
     y: Any = None,
@@ -15,6 +12,7 @@ def moments(
     self_terms: bool = True,
     nonfinite: str = "raise",
 ) -> dict[str, Any]: ...
+def moments_scratch_bytes(n: int, p: int, q: int, *, float64: bool, self_terms: bool) -> int: ...
 def get_num_threads() -> int: ...
 def set_num_threads(count: int) -> None: ...
 def isa_levels() -> list[str]: ...

@@ -185,10 +185,9 @@ def _cost(n: int, arrays: list[Array], backend: str, *, self_terms: bool = True)
     if backend == "reference":
         scratch = 24 * n * sum(widths)
     else:
-        core = _core_or_raise("explain")
-        side = min(core.BLOCK_WIDTH, max(widths))
-        item = 8 if any(_dtype(a) == "float64" for a in arrays) else 4
-        scratch = get_num_threads() * side * (8 * side + 2 * item * core.CHUNK_ROWS)
+        float64 = any(_dtype(a) == "float64" for a in arrays)
+        p, q = (*widths, 0)[:2]
+        scratch = _core_or_raise("explain").moments_scratch_bytes(n, p, q, float64=float64, self_terms=self_terms)
     return _Cost(flops, read, result, scratch)
 
 
