@@ -23,11 +23,6 @@
 namespace gramless {
 namespace {
 
-// A row far longer than the others of its chunk leaves rounding errors of its own size in every float32 sum, and the
-// unbiased estimator takes its square out again. Such rows, as attention sinks have them, are summed in fp64, one by
-// one; where there are more of them, they are what the sums are about.
-constexpr double kGiantSquared = 256;
-
 // tiles narrower than this many panels are not worth a thread of their own
 constexpr std::int64_t kLeastPanels = 2;
 constexpr std::int64_t kTilesPerThread = 8;
@@ -221,25 +216,14 @@ class Moments {
 
     // takes the rows that are giants in either array out of the chunk; fp64 products have digits to spare
     void find_giants(Chunk<T>& chunk, Scratch<T>& mine) {
-        const std::int64_t rows = chunk.rows;
         if constexpr (sizeof(T) == sizeof(double)) return;
         for (AlignedBuffer<T>& squared : mine.squared) {
-            double total = 0, largest = 0;
-            for (std::int64_t k = 0; k < rows; ++k) {
-                total += static_cast<double>(squared[k]);
-                largest = std::max(largest, static_cast<double>(squared[k]));
-            }
-            // the mean settles most chunks, without a median
-            if (!(largest * static_cast<double>(rows) > 8 * total)) continue;
-            T sorted[kChunkRows] = {};
-            std::copy_n(squared.data(), rows, sorted);
-            std::nth_element(sorted, sorted + rows / 2, sorted + rows);
-            const double limit = kGiantSquared * static_cast<double>(sorted[rows / 2]);
+            const double limit = giant_limit(squared.data(), chunk.rows);
             const auto giant = [&](std::int64_t k) { return static_cast<double>(squared[k]) > limit; };
             auto count = static_cast<std::int64_t>(chunk.giants.size());
-            for (std::int64_t k = 0; k < rows; ++k)
+            for (std::int64_t k = 0; k < chunk.rows; ++k)
                 count += giant(k);
-            for (std::int64_t k = 0; k < rows && count <= kMostGiants; ++k)
+            for (std::int64_t k = 0; k < chunk.rows && count <= kMostGiants; ++k)
                 if (giant(k)) take_giant(chunk, k);
         }
     }

@@ -1,7 +1,9 @@
 // What the moments kernel computes from, a chunk of packed rows, and the memory that a worker computes in.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "core/aligned_buffer.hpp"
@@ -10,7 +12,11 @@
 
 namespace gramless {
 
-// rows of a chunk that are summed one by one, at most
+// A row far longer than the others of its chunk leaves rounding errors of its own size in every float32 sum, and the
+// unbiased estimator takes its square out again. Such rows, as attention sinks have them, are summed in fp64, one by
+// one; where there are more of them, they are what the sums are about.
+inline constexpr double kGiantSquared = 256;
+// rows of a chunk that are summed so, at most
 inline constexpr std::int64_t kMostGiants = 16;
 
 // two blocks whose product is one task
@@ -29,6 +35,22 @@ struct Giant {
     std::int64_t row;       // within its chunk
     std::vector<T> values;  // of all panels, one after the other
 };
+
+// the squared norm above which a row of a chunk is a giant
+template <class T>
+double giant_limit(const T* squared, std::int64_t rows) {
+    double total = 0, largest = 0;
+    for (std::int64_t k = 0; k < rows; ++k) {
+        total += static_cast<double>(squared[k]);
+        largest = std::max(largest, static_cast<double>(squared[k]));
+    }
+    // the mean settles most chunks, without a median
+    if (!(largest * static_cast<double>(rows) > 8 * total)) return std::numeric_limits<double>::infinity();
+    T sorted[kChunkRows] = {};
+    std::copy_n(squared, rows, sorted);
+    std::nth_element(sorted, sorted + rows / 2, sorted + rows);
+    return kGiantSquared * static_cast<double>(sorted[rows / 2]);
+}
 
 // rows of both arrays in panels, x before y
 template <class T>
