@@ -7,6 +7,7 @@
 PYBIND11_MODULE(_core, module) {
     using namespace gramless;
     module.doc() = "The CPU kernels.";
+    bind_gram_sums(module);
     bind_moments(module);
     module.def("get_num_threads", &num_threads);
     module.def("set_num_threads", &set_num_threads, pybind11::arg("count"));

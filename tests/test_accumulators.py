@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -174,6 +177,45 @@ class TestMoments:
         stream = gl.Moments().update(x, y)
         bounds.assert_same_dicts(stream.state_dict(), stream.finalize().to_dict(), "state_dict")
         assert MomentState.from_dict(stream.state_dict()).n == 260
+
+    def test_what_it_hands_out_cannot_change_it(self) -> None:
+        x, y = PAIR.arrays("fp64")
+        stream = gl.Moments().update(x, y)
+        before = stream.state_dict()
+        state = stream.finalize()
+        for part in (state.x, state.y, state.cross):
+            for name, value in vars(part).items():
+                if name != "n":
+                    with pytest.raises(ValueError, match="read-only"):
+                        value[...] = 0.0
+        torch_stream = gl.Moments()
+        torch_stream.load_state_dict({key: torch.from_numpy(value.copy()) for key, value in before.items()})
+        torch_stream.finalize().x.second[...] = 0.0
+        for kept in (stream, torch_stream):
+            found = {key: np.asarray(value) for key, value in kept.state_dict().items()}
+            bounds.assert_same_dicts(found, before, "after writing into the result")
+
+    def test_repr(self) -> None:
+        x, y = PAIR.arrays("fp64")
+        assert repr(gl.Moments()) == "Moments(n=0)"
+        assert repr(gl.Moments().update(x, y)) == "Moments(n=260, p=13, q=7)"
+
+    def test_merging_into_each_other_at_once(self) -> None:
+        """Two threads that each wait for what the other holds would hang."""
+        x, y = PAIR.arrays("fp64")
+        streams = [gl.Moments().update(x, y) for _ in range(2)]
+
+        def merge(k: int) -> None:
+            streams[k].merge(streams[1 - k])
+
+        with ThreadPoolExecutor(2) as pool:
+            for _ in range(20):
+                for stream in streams:
+                    stream.reset()
+                    stream.update(x, y)
+                for job in [pool.submit(merge, k) for k in range(2)]:
+                    job.result(timeout=30)
+                assert sorted(stream.n for stream in streams) in ([520, 520], [520, 780])
 
     def test_rows_are_counted(self) -> None:
         x, y = PAIR.arrays("fp64")

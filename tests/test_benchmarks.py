@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from support import memory
+from support import bounds, memory
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 BENCHMARKS = FOLDER / "benchmarks"
@@ -23,17 +23,33 @@ with pytest.MonkeyPatch.context() as patch:
     patch.setenv("GRAMLESS_BENCH_TINY", "1")
     patch.syspath_prepend(str(FOLDER))
     base = importlib.import_module("benchmarks.base")
+    comparison = importlib.import_module("benchmarks.comparison")
     fma = importlib.import_module("benchmarks.fma")
-    peers = importlib.import_module("benchmarks.peers")
+    grids = importlib.import_module("benchmarks.grids")
+    peers_linear = importlib.import_module("benchmarks.peers_linear")
+    rbf = importlib.import_module("benchmarks.rbf")
     report = importlib.import_module("benchmarks.report")
+    tables = importlib.import_module("benchmarks.tables")
     worker = importlib.import_module("benchmarks.worker")
     names = sorted(f"benchmarks.{path.stem}" for path in BENCHMARKS.glob("bench_*.py"))
-    SUITES = {
-        f"{name.rpartition('.')[2]}.{suite.__name__}": suite
-        for name in names
-        for suite in vars(importlib.import_module(name)).values()
-        if getattr(suite, "__module__", None) == name and (inspect.isclass(suite) or suite.__name__.startswith(KINDS))
-    }
+    modules = {name: importlib.import_module(name) for name in names}
+
+
+def is_suite(value, module):
+    """What asv takes for benchmarks: concrete classes, and functions of certain names."""
+    if getattr(value, "__module__", None) != module:
+        return False
+    return (inspect.isclass(value) and not inspect.isabstract(value)) or (
+        inspect.isfunction(value) and value.__name__.startswith(KINDS)
+    )
+
+
+SUITES = {
+    f"{name.rpartition('.')[2]}.{suite.__name__}": suite
+    for name, module in modules.items()
+    for suite in vars(module).values()
+    if is_suite(suite, name)
+}
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +61,7 @@ def benchmarks_of(suite):
     """Name and attribute of everything that asv would run."""
     if not inspect.isclass(suite):
         return {suite.__name__: suite}
-    return {name: value for name, value in vars(suite).items() if name.startswith(KINDS)}
+    return {name: value for name, value in inspect.getmembers(suite, inspect.isfunction) if name.startswith(KINDS)}
 
 
 def combinations(suite):
@@ -99,8 +115,14 @@ def test_benchmark_runs(label, name, values, caches, request):
 
 
 def test_suites_were_found():
-    classes = {"bench_compare.CompareFiles", "bench_moments.Moments", "bench_moments.Streaming", "bench_peers.Peers"}
-    assert classes | {"bench_import.timeraw_import"} <= set(SUITES)
+    ours = {
+        "bench_compare.CompareFiles",
+        "bench_grid.MinibatchGrid",
+        "bench_gram_sums.GramSums",
+        "bench_moments.Moments",
+    }
+    peers = {"bench_peers.LinearPeers", "bench_peers.RbfPeers", "bench_peers.GridPeers"}
+    assert ours | peers | {"bench_moments.Streaming", "bench_import.timeraw_import"} <= set(SUITES)
 
 
 def complaints(suite):
@@ -130,17 +152,70 @@ def test_the_checker_complains():
     assert complaints(Alone) == ["track_rate", "track_peak_bytes", "track_gemm_fraction", "track_error"]
 
 
+def textbook(k, m):
+    """Unbiased CKA from products with a matrix of ones (Song et al. 2012, equation 5)."""
+    n = len(k)
+    ones = np.ones((n, n))
+    k, m = (a * (1 - np.eye(n)) for a in (k, m))
+
+    def hsic(a, b):
+        product = np.trace(a @ b) + a.sum() * b.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * np.trace(a @ b @ ones)
+        return product / (n * (n - 3))
+
+    return hsic(k, m) / math.sqrt(hsic(k, k) * hsic(m, m))
+
+
+def linear_gram(x):
+    centred = x - x.mean(0, dtype=np.float64)
+    return centred @ centred.T
+
+
+def rbf_gram(x):
+    x = x.astype(np.float64)
+    distances = np.square(x[:, None] - x[None]).sum(2)
+    return np.exp(-distances / (2 * rbf.bandwidth(x.shape[1]) ** 2))
+
+
+GRAMS = {"linear": linear_gram, "rbf": rbf_gram}
+
+
 @pytest.mark.parametrize("dtype", base.DTYPES)
 @pytest.mark.parametrize("offset", [0.0, 10.0])
 def test_truth_is_the_textbook(dtype, offset, monkeypatch):
     # blocks of two sizes, the last one short
     monkeypatch.setattr(base, "BLOCK_ROWS", 70)
+    monkeypatch.setattr(rbf, "BLOCK_ROWS", 70)
     x, y = base.activations(150, 7, 12, dtype, offset=offset)
-    assert base.true_cka(x, y) == pytest.approx(peers.numpy_gram(x, y), rel=1e-9)
+    truths = {"linear": base.true_cka(x, y), "rbf": rbf.true_rbf_cka(x, y)}
+    for kernel, truth in truths.items():
+        bounds.assert_relative(truth, textbook(*map(GRAMS[kernel], (x, y))), bounds.SAME_FP64, kernel)
+
+
+@pytest.mark.parametrize("kernel", GRAMS)
+def test_grid_truth_is_the_textbook(kernel):
+    xs, ys = grids.grid_layers(2, 30, 8, offset=3.0)
+    found = grids.true_grid(xs, ys, kernel)
+    for i, j in np.ndindex(2, 2):
+        bounds.assert_relative(found[i, j], textbook(*map(GRAMS[kernel], (xs[i], ys[j]))), bounds.SAME_FP64)
+
+
+def test_a_wrong_row_sum_is_seen(monkeypatch):
+    monkeypatch.setattr(rbf, "BLOCK_ROWS", 70)
+    x, y = base.activations(150, 7, 12, "float32")
+    state = rbf.sums(x, y)
+    assert base.agrees(rbf.rows_error(state, x, y), "float32")
+    state.y.rows[0][-1] += 1
+    assert not base.agrees(rbf.rows_error(state, x, y), "float32")
 
 
 def test_flops_count_symmetric_products_half():
     assert base.flops(10, 3, 3) == 10 * (3 * 4 + 3 * 4 + 2 * 9)
+    assert rbf.gram_flops(10, 3, 4) == 10 * 10 * (3 + 4)
+    assert grids.grid_flops(2, 10, 3) == 4 * (10 * 11 * 3) + 4 * 2 * (10 * 9 // 2)
+
+
+def test_ratios_are_those_of_medians():
+    assert base.median_ratio([4.0, 1.0, 100.0], [2.0, 2.0, 50.0]) == 2.0
 
 
 def test_peak_is_seen():
@@ -168,38 +243,89 @@ def test_interleaving_takes_turns():
 
 
 REPORT = ["--widths", "8", "--dtypes", "float32", "--threads", "1"]
+TABLES = {
+    "moments": {"moments"},
+    "gram_sums": {"gram_sums", "gram_sums_large"},
+    "grid": {"grid"},
+    "peers": {"peers_linear", "peers_rbf"},
+}
 
 
-def test_report_writes_what_it_prints(tmp_path, capsys):
-    path = tmp_path / "report.json"
-    assert report.main([*REPORT, "--json", str(path)]) == 0
-    (row,) = json.loads(path.read_text())["moments"]
-    assert row["agrees"]
-    assert row["gflops"] > 0
-    assert row["gemm_fraction"] > 0
-    assert "of GEMM" in capsys.readouterr().out
+def reported(folder, *options):
+    """Exit status and what was written to the file."""
+    path = folder / "report.json"
+    status = report.main([*REPORT, *options, "--json", str(path)])
+    return status, json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("suite", report.SUITES)
+def test_report_writes_what_it_prints(suite, tmp_path, capsys):
+    status, written = reported(tmp_path, "--suite", suite, "--large")
+    assert status == 0
+    assert written.pop("machine")["cpu"]
+    assert written.keys() == TABLES[suite]
+    lines = capsys.readouterr().out.splitlines()
+    for rows in written.values():
+        assert rows
+        for row in rows:
+            assert row["gemm_fraction"] > 0 or not row["agrees"]
+            assert any(line.split()[0] == row.get("peer", row.get("dtype")) for line in lines if line)
+
+
+def test_several_suites_in_one_run(tmp_path):
+    _, written = reported(tmp_path, "--suite", "moments", "gram_sums")
+    # the large one only if asked for
+    assert written.keys() == {"machine", "moments", "gram_sums"}
 
 
 def test_wrong_answer_has_no_speed(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(report, "true_cka", lambda x, y: 0.5)
-    path = tmp_path / "report.json"
-    assert report.main([*REPORT, "--json", str(path)]) == 1
-    (row,) = json.loads(path.read_text())["moments"]
-    assert (row["gflops"], row["gemm_fraction"], row["fma_fraction"]) == (None, None, None)
+    status, written = reported(tmp_path, "--suite", "moments")
+    assert status == 1
+    (row,) = written["moments"]
+    assert {row[name] for name in ("gflops", "gemm_fraction", "fma_fraction", "times_floor")} == {None}
     assert "WRONG" in capsys.readouterr().out
+
+
+def test_rows_before_an_interruption_are_kept(monkeypatch, tmp_path):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report.peers_grid, "compare", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        reported(tmp_path, "--suite", "moments", "grid")
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert (len(written["moments"]), written["grid"]) == (1, [])
+
+
+def test_missing_dtype_names_the_extra(monkeypatch, capsys):
+    monkeypatch.setattr(report, "installed", lambda module: module != "ml_dtypes")
+    with pytest.raises(SystemExit):
+        report.main(["--suite", "gram_sums"])
+    assert "ml_dtypes: pip install '.[bench]'" in capsys.readouterr().err
+    # what does not need it is not refused
+    assert report.arguments(["--suite", "grid", "peers"]).suite == ["grid", "peers"]
+
+
+def test_missing_peer_is_named(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(comparison, "installed", lambda module: module not in ("torch", "torch_cka"))
+    _, written = reported(tmp_path, "--suite", "peers")
+    assert [row["peer"] for row in written["peers_linear"]] == ["gramless", "numpy-gram"]
+    assert "torch-cka is left out: torch is not installed" in capsys.readouterr().out
 
 
 def test_nan_is_no_answer():
     assert not base.agrees(math.nan, "float32")
-    assert report.finite({"a": [math.nan, 1.0]}) == {"a": [None, 1.0]}
+    assert math.isnan(base.relative_error([1.0, math.nan], [1.0, 1.0]))
+    assert report.plain({"a": [math.nan, 1.0]}) == {"a": [None, 1.0]}
 
 
 def test_peer_with_another_answer_has_no_ratio(monkeypatch):
-    monkeypatch.setattr(peers, "agrees", lambda error, dtype: False)
-    (ours, peer) = peers.compare(50, 4, 1, names=["numpy-gram"])
+    monkeypatch.setattr(peers_linear, "PEERS", dict.fromkeys(("gramless", "numpy-gram"), ()))
+    monkeypatch.setattr(comparison, "agrees", lambda error, dtype: False)
+    (ours, peer) = peers_linear.compare(50, 4, 1)
     assert (ours.ratio, peer.ratio, peer.gemm_fraction) == (None, None, None)
-    table = report.printed(report.peers_table([peer]))
-    assert "another answer" in table
+    assert "another answer" in tables.line(tables.PEERS, peer)
 
 
 def test_asv_finds_the_same():

@@ -162,6 +162,58 @@ except ValueError as error:
     assert all("refused: LayerGrid.all_reduce" in out for out in outputs)
 
 
+# of 40 rows, batches of 17, 20 and 1; rows left over on one process, on several that make a batch together, on none
+SHARES = (((17, 20, 1), (20, 17)), ((20, 3), (17,), (20, 2)), ((), (20, 20)), ((2,), (1,)))
+
+
+def test_grids_of_batches(tmp_path: Path) -> None:
+    program = f"""
+for index, shares in enumerate({SHARES}):
+    grid = gl.LayerGrid("minibatch", kernel="rbf")
+    start = sum(map(sum, shares[:rank]))
+    for size in shares[rank] if rank < len(shares) else ():
+        rows = slice(start, start + size)
+        grid.update({{"first": x[rows], "second": x[rows, :4]}}, [y[rows]])
+        start += size
+    assert grid.all_reduce() is grid
+    np.savez(f"{{folder}}/{{index}}.{{rank}}.npz", **grid.state_dict())
+"""
+    launch(program, 3, tmp_path)
+    x, y = ROWS.arrays("fp64")
+    for index, shares in enumerate(SHARES):
+        start, merged = 0, gl.LayerGrid("minibatch", kernel="rbf")
+        for sizes in shares:
+            one = gl.LayerGrid("minibatch", kernel="rbf")
+            for size in sizes:
+                rows = slice(start, start + size)
+                one.update({"first": x[rows], "second": x[rows, :4]}, [y[rows]])
+                start += size
+            merged.merge(one)
+        want = merged.state_dict()
+        for rank in range(3):
+            with np.load(tmp_path / f"{index}.{rank}.npz") as found:
+                bounds.assert_same_dicts(dict(found), want, f"shares {shares}, process {rank}")
+
+
+def test_grids_of_other_settings_are_refused(tmp_path: Path) -> None:
+    """By every process that has rows, and by those without whose settings differ."""
+    program = """
+for kernels, filled in ((("linear", "rbf"), (0, 1)), (("linear", "rbf"), (0,))):
+    grid = gl.LayerGrid("minibatch", kernel=kernels[rank])
+    if rank in filled:
+        grid.update([x], [y])
+    try:
+        grid.all_reduce()
+    except ValueError as error:
+        print("refused:", error)
+    print(grid.n)
+"""
+    first, second = launch(program, 2, tmp_path)
+    assert first.count("refused: LayerGrid.all_reduce") == 1
+    assert second.count("refused: LayerGrid.all_reduce") == 2
+    assert "got {'kernel': 'linear'" in second
+
+
 def test_other_features_are_an_error_on_every_process(tmp_path: Path) -> None:
     """One process that raises alone would leave the others waiting for ever."""
     program = """

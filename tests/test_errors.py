@@ -138,14 +138,48 @@ class TestMeasures:
         refuses(ValueError, "'debiased'", function, X, Y, estimator="debiased")
 
     def test_kernel(self, function: str) -> None:
-        refuses(ValueError, "rbf", function, X, Y, kernel="rbf")
-        refuses(ValueError, "bandwidth", function, X, Y, bandwidth=1.0)
+        text = (
+            f"{function}: expected kernel to be one of 'linear', 'rbf', 'laplacian', 'polynomial', 'cosine', 'distance'"
+        )
+        refuses(ValueError, f"{text}, got 'gauss'", function, X, Y, kernel="gauss")
+        for kernel in ("linear", "polynomial", "cosine", "distance"):
+            text = f"{function}: kernel={kernel!r} has no bandwidth, got bandwidth=1.0"
+            refuses(ValueError, text, function, X, Y, kernel=kernel, bandwidth=1.0)
+        text = f"{function}: estimator='feature_corrected' needs kernel='linear', got kernel='rbf'"
+        refuses(ValueError, text, function, X, Y, kernel="rbf", estimator="feature_corrected")
+
+    def test_bandwidth(self, function: str) -> None:
+        rule = f"{function}: expected bandwidth to be 'median' or 'kornblith' or a number above 0, got 'mean'"
+        for kernel in ("rbf", "laplacian"):
+            refuses(ValueError, rule, function, X, Y, kernel=kernel, bandwidth="mean")
+            for bad in (0, -2.0):
+                text = f"{function}: expected bandwidth above 0, got {bad}"
+                refuses(ValueError, text, function, X, Y, kernel=kernel, bandwidth=bad)
+            text = f"{function}: expected bandwidth to be a number, got list"
+            refuses(TypeError, text, function, X, Y, kernel=kernel, bandwidth=[1.0])
+            text = f"{function}: expected bandwidth_scale above 0, got 0"
+            refuses(ValueError, text, function, X, Y, kernel=kernel, bandwidth_scale=0)
+
+    def test_polynomial(self, function: str) -> None:
+        for bad, text in (
+            ({"degree": 0}, "degree of at least 1, got 0"),
+            ({"coef0": np.nan}, "coef0 to be finite, got nan"),
+        ):
+            refuses(ValueError, f"{function}: expected {text}", function, X, Y, kernel="polynomial", **bad)
 
     def test_only_one_array(self, function: str) -> None:
         refuses(TypeError, "two arrays or a MomentState", function, X)
 
     def test_state_and_array(self, function: str) -> None:
         refuses(TypeError, "MomentState", function, gl.moments(X, Y), Y)
+        refuses(TypeError, "GramState", function, gl.gram_sums(X, Y), Y)
+
+    def test_state_of_another_kernel(self, function: str) -> None:
+        state = gl.gram_sums(X, Y, kernel="distance")
+        text = f"{function}: this GramState is of kernel='distance' and its own bandwidth, give neither"
+        refuses(ValueError, text, function, state, kernel="rbf")
+        refuses(ValueError, text, function, state, kernel="rbf", bandwidth=1.0)
+        refuses(ValueError, "needs a MomentState, got a GramState", function, state, estimator="feature_corrected")
 
     def test_keywords_only(self, function: str) -> None:
         with pytest.raises(TypeError, match="positional"):
@@ -218,7 +252,7 @@ class TestLayers:
         """A grid beyond any machine is refused before anything is computed."""
         wide = np.broadcast_to(np.float32(1), (4, 2_000_000))
         with pytest.raises(MemoryError, match="available"):
-            gl.cka_matrix([wide], [wide])
+            gl.LayerGrid().update([wide], [wide])
 
     @pytest.mark.parametrize(("bad", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError), (True, TypeError)])
     def test_max_bytes(self, bad: object, error: type[Exception]) -> None:

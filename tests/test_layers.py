@@ -10,19 +10,9 @@ import pytest
 import gramless as gl
 from support import bounds, cases, oracle
 from support.backends import Backend, as_torch
+from support.grids import layers
 
 ESTIMATORS = ("unbiased", "biased", "feature_corrected")
-
-
-def layers(dtype: str = "fp64", n: int = 60) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Layers of different widths over one latent; names sort otherwise than they are given."""
-    rng = np.random.default_rng(4)
-    latent = rng.standard_normal((n, 5))
-
-    def view(p: int) -> np.ndarray:
-        return (latent @ rng.standard_normal((5, p)) + 0.3 * rng.standard_normal((n, p))).astype(cases.DTYPES[dtype])
-
-    return {"z": view(7), "a": view(12), "m": view(3)}, {"out": view(5), "in": view(16)}
 
 
 class TestValue:
@@ -204,6 +194,20 @@ class TestMatrix:
         bounds.assert_same_bits(loaded.values, matrix.values, suffix)
         for field in ("layers_x", "layers_y", "n", "measure", "estimator", "stderr"):
             assert getattr(loaded, field) == getattr(matrix, field), field
+
+    @pytest.mark.parametrize("suffix", [".json", ".npz"])
+    def test_save_and_load_of_standard_errors(self, tmp_path: object, suffix: str) -> None:
+        xs, ys = layers()
+        xs["a"] = np.ones_like(xs["a"])
+        for size in (20, 60):
+            with pytest.warns(RuntimeWarning, match="x/a"):
+                matrix = gl.cka_matrix(xs, ys, batch_size=size)
+            path = tmp_path / f"m{suffix}"
+            matrix.save(path)
+            loaded = gl.SimilarityMatrix.load(path)
+            bounds.assert_same_bits(loaded.stderr, matrix.stderr, suffix)
+            assert str(loaded) == str(matrix)
+            assert np.isnan(matrix.stderr[0, 0]) == (size == 60), "one batch has no standard errors"
 
     @pytest.mark.parametrize("suffix", [".json", ".npz"])
     @pytest.mark.parametrize("content", [b"", b"{}", b"PK\x03\x04", b"[1, 2", b"\x80\x04K\x01.", b"null"], ids=repr)

@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import numpy as np
+import pytest
 import tomllib
 from safetensors.numpy import save_file
 
@@ -18,7 +19,8 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
 
 
-def test_python_blocks_run_in_order():
+def test_python_blocks_run_in_order(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     names = {}
     assert blocks("python")
     for block in blocks("python"):
@@ -35,8 +37,8 @@ def test_commands_name_what_exists():
     assert "gramless" in project["scripts"]
 
 
-def test_compare_command_runs(tmp_path, monkeypatch):
-    (command,) = re.findall(r"^gramless compare .*$", "".join(blocks("sh")), flags=re.MULTILINE)
+@pytest.mark.parametrize("command", re.findall(r"^gramless compare .*$", "".join(blocks("sh")), flags=re.MULTILINE))
+def test_compare_command_runs(tmp_path, monkeypatch, command):
     arguments = shlex.split(command)[1:]
     monkeypatch.chdir(tmp_path)
     layers = {name: np.random.default_rng(0).standard_normal((20, 5)) for name in ("early", "late")}

@@ -32,9 +32,13 @@ def sized(full: Any, tiny: Any) -> Any:
     return tiny if TINY else full
 
 
+def installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
 def require_module(name: str) -> None:
     """asv counts NotImplementedError in setup as skipped, not as failed."""
-    if importlib.util.find_spec(name) is None:
+    if not installed(name):
         raise NotImplementedError(f"{name} is not installed")
 
 
@@ -122,8 +126,9 @@ def true_cka(x: np.ndarray, y: np.ndarray) -> float:
     return cross / math.sqrt(self_x) / math.sqrt(self_y)
 
 
-def relative_error(value: float, truth: float) -> float:
-    return abs(value - truth) / abs(truth)
+def relative_error(value: Any, truth: Any) -> float:
+    """The largest over all entries, and NaN if one of them is."""
+    return float(np.max(np.abs(np.asarray(value) - truth) / np.abs(truth)))
 
 
 def agrees(error: float, dtype: str) -> bool:
@@ -154,8 +159,7 @@ def interleaved(calls: dict[str, Callable[[], float]], rounds: int = ROUNDS) -> 
 
 
 def median_ratio(numerator: list[float], denominator: list[float]) -> float:
-    """Median of the ratios within a round."""
-    return statistics.median(top / bottom for top, bottom in zip(numerator, denominator, strict=True))
+    return statistics.median(numerator) / statistics.median(denominator)
 
 
 def resident(field: str) -> int:

@@ -9,23 +9,18 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-import gramless as gl
 from gramless.integrations.arrays import compare_files
 
 from .base import (
     BACKENDS,
-    ROUNDS,
     activations,
-    interleaved,
-    median_ratio,
     peak_extra_bytes,
     relative_error,
     require_backend,
-    seconds,
     sized,
     true_cka,
 )
-from .worker import Worker, gemm_gflops
+from .rows import gemm_fraction
 
 ROWS = sized(8192, 120)
 WIDTH = sized(512, 16)
@@ -85,10 +80,7 @@ class CompareFiles:
         return peak_extra_bytes(self.run)
 
     def track_gemm_fraction(self, backend: str, form: str) -> float:
-        with Worker("gemm", "float32", threads=gl.get_num_threads()) as gemm:
-            calls = {"ours": lambda: seconds(self.run), "gemm": lambda: 1 / gemm_gflops(gemm)}
-            taken = interleaved(calls, ROUNDS)
-        return grid_flops() / 1e9 * median_ratio(taken["gemm"], taken["ours"])
+        return gemm_fraction(self.run, grid_flops())
 
     def track_error(self, backend: str, form: str) -> float:
         """The largest over the matched layers; the true value of the others is near zero."""

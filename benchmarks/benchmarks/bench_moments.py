@@ -9,20 +9,15 @@ import gramless as gl
 from .base import (
     BACKENDS,
     DTYPES,
-    ROUNDS,
     activations,
     flops,
-    interleaved,
-    median_ratio,
     peak_extra_bytes,
-    product_dtype,
     relative_error,
     require_backend,
-    seconds,
     sized,
     true_cka,
 )
-from .worker import Worker, gemm_gflops
+from .rows import gemm_fraction
 
 ROWS = sized(20_000, 300)
 WIDTHS = sized((64, 512, 2048), (24,))
@@ -54,10 +49,7 @@ class Moments:
         return peak_extra_bytes(self.run)
 
     def track_gemm_fraction(self, backend: str, dtype: str, width: int) -> float:
-        with Worker("gemm", product_dtype(dtype), threads=gl.get_num_threads()) as gemm:
-            calls = {"ours": lambda: seconds(self.run), "gemm": lambda: 1 / gemm_gflops(gemm)}
-            taken = interleaved(calls, ROUNDS)
-        return flops(ROWS, width, width) / 1e9 * median_ratio(taken["gemm"], taken["ours"])
+        return gemm_fraction(self.run, flops(ROWS, width, width), dtype)
 
     def track_error(self, backend: str, dtype: str, width: int) -> float:
         return relative_error(gl.cka(self.run()), true_cka(self.x, self.y))
@@ -94,10 +86,7 @@ class Streaming:
         return peak_extra_bytes(self.run)
 
     def track_gemm_fraction(self, backend: str, batch: int) -> float:
-        with Worker("gemm", "float32", threads=gl.get_num_threads()) as gemm:
-            calls = {"ours": lambda: seconds(self.run), "gemm": lambda: 1 / gemm_gflops(gemm)}
-            taken = interleaved(calls, ROUNDS)
-        return flops(ROWS, BATCH_WIDTH, BATCH_WIDTH) / 1e9 * median_ratio(taken["gemm"], taken["ours"])
+        return gemm_fraction(self.run, flops(ROWS, BATCH_WIDTH, BATCH_WIDTH))
 
     def track_error(self, backend: str, batch: int) -> float:
         return relative_error(gl.cka(self.run().finalize()), true_cka(self.x, self.y))

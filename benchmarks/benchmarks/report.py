@@ -1,7 +1,7 @@
-"""One short table for this machine: how fast `moments` runs, what it takes, and whether its answer is right.
+"""Short tables for this machine: how fast gramless runs, what it takes, and whether its answers are right.
 
-Run `python -m benchmarks.report` in the folder that holds asv.conf.json. A row whose answer is wrong shows no speed,
-and the exit status is 1.
+Run `python -m benchmarks.report` in the folder that holds asv.conf.json. Each row is printed as soon as it is measured.
+A row whose answer is wrong shows no speed, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -9,214 +9,208 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import platform
-import statistics
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import gramless as gl
 
-from . import peers
-from .base import (
-    DTYPES,
-    ROUNDS,
-    activations,
-    agrees,
-    flops,
-    interleaved,
-    median_ratio,
-    peak_extra_bytes,
-    product_dtype,
-    relative_error,
-    seconds,
-    sized,
-    true_cka,
-)
-from .fma import FmaPeak
-from .worker import Worker, gemm_gflops
+from . import peers_grid, peers_linear, peers_rbf
+from .base import DTYPES, activations, flops, installed, relative_error, sized, true_cka
+from .comparison import OURS, Comparison, Peers, missing
+from .machine import machine
+from .rbf import SAMPLED_ROWS, gram_flops, rows_error, sums, true_rbf_cka
+from .rows import Row, measure
+from .tables import GRID, KERNEL, PEERS, Column, head, line
+
+SUITES = ("moments", "gram_sums", "grid", "peers")
+ROUNDS = sized(3, 1)
+GRAM_SHAPES = sized(((8192, 64), (8192, 512), (8192, 4096)), ((90, 16),))
+# the other dtypes are measured at one shape only
+OTHER_DTYPES_SHAPE = sized((8192, 512), (90, 16))
+LARGE_SHAPE = sized((100_000, 512), (300, 16))
+CHECKED_ROWS = f"the kernel sums of {SAMPLED_ROWS} rows"
+GRID_ROWS = sized(256, 40)
+GRID_SHAPES = sized(((12, 768), (32, 1024)), ((3, 16),))
+PEER_ROWS = sized(4096, 200)
+RBF_SHAPES = sized(((8192, 512),), ((90, 16),))
+# gramless among the peers
+OWN = (OURS, peers_grid.UPDATE)
 
 
-@dataclass(frozen=True)
-class Row:
-    """`moments` at one shape. Rates count the two symmetric products half; they are None if the answer is wrong."""
+class Table(NamedTuple):
+    """What is printed under one title; the rows are measured as they are asked for."""
 
-    dtype: str
-    n: int
-    width: int
-    threads: int
-    seconds_best: float
-    seconds_median: float
-    gflops: float | None  # best
-    gemm_gflops: float  # median; NumPy, same dtype of products, same number of threads, in turns with gramless
-    gemm_fraction: float | None  # median of the fractions within a round
-    fma_gflops: float | None  # best; None without a C compiler
-    fma_fraction: float | None  # best rate over best rate
-    peak_extra_bytes: int | None  # the result included; None outside Linux
-    result_bytes: int
-    error: float  # of unbiased CKA, relative to float64
-    agrees: bool
+    key: str  # in the JSON file
+    title: str
+    columns: Sequence[Column]
+    rows: Iterable[Row | Comparison]
+    peers: Peers = MappingProxyType({})
 
 
-def measure(x: Any, y: Any, truth: float, dtype: str, threads: int, rounds: int) -> Row:
-    """Measure one shape, one call each of gramless, GEMM and FMA per round."""
+def cka_error(state: Any, truth: float) -> float:
+    return relative_error(gl.cka(state), truth)
+
+
+def moments_row(x: Any, y: Any, truth: float, **known: Any) -> Row:
     n, p, q = len(x), x.shape[1], y.shape[1]
-    gl.set_num_threads(threads)
-
-    def call() -> Any:
-        return gl.moments(x, y, backend="cpu")
-
-    gl.moments(x[:256], y[:256], backend="cpu")
-    with Worker("gemm", product_dtype(dtype), threads=threads) as gemm:
-        peak = FmaPeak(product_dtype(dtype), threads)
-        calls = {"ours": lambda: seconds(call), "gemm": lambda: gemm_gflops(gemm), "fma": peak.gflops}
-        taken = interleaved(calls, rounds)
-    try:
-        extra = peak_extra_bytes(call)
-    except NotImplementedError:
-        extra = None
-    state = call()
-    error = relative_error(gl.cka(state), truth)
-    right = agrees(error, dtype)
-    rates = [flops(n, p, q) / 1e9 / elapsed for elapsed in taken["ours"]]
-    fastest = max(taken["fma"]) if peak.available else None
-    return Row(
-        dtype=dtype,
+    return measure(
+        lambda: gl.moments(x, y, backend="cpu"),
+        partial(cka_error, truth=truth),
         n=n,
         width=p,
-        threads=threads,
-        seconds_best=min(taken["ours"]),
-        seconds_median=statistics.median(taken["ours"]),
-        gflops=max(rates) if right else None,
-        gemm_gflops=statistics.median(taken["gemm"]),
-        gemm_fraction=median_ratio(rates, taken["gemm"]) if right else None,
-        fma_gflops=fastest,
-        fma_fraction=max(rates) / fastest if right and fastest else None,
-        peak_extra_bytes=extra,
-        result_bytes=state.nbytes,
-        error=error,
-        agrees=right,
+        flops=flops(n, p, q),
+        **known,
     )
 
 
-def shown(value: float | None, form: str) -> str:
-    return "-" if value is None or math.isnan(value) else format(value, form)
+def moments_rows(options: argparse.Namespace) -> Iterator[Row]:
+    for dtype in options.dtypes:
+        for width in options.widths:
+            x, y = activations(options.rows, width, width, dtype)
+            truth = true_cka(x, y)
+            for threads in options.threads:
+                yield moments_row(x, y, truth, dtype=dtype, threads=threads, rounds=options.rounds)
+            # the next pair is built before these names are bound again: without this both pairs would be held
+            del x, y
 
 
-def moments_table(rows: list[Row]) -> list[list[str]]:
-    table = [["dtype", "p=q", "threads", "seconds", "GF/s", "of GEMM", "of FMA", "GEMM GF/s", "peak MB", "error", ""]]
-    for row in rows:
-        megabytes = None if row.peak_extra_bytes is None else row.peak_extra_bytes / 1e6
-        table.append([
-            row.dtype,
-            str(row.width),
-            str(row.threads),
-            shown(row.seconds_best, ".4g"),
-            shown(row.gflops, ".0f"),
-            shown(row.gemm_fraction, ".0%"),
-            shown(row.fma_fraction, ".0%"),
-            shown(row.gemm_gflops, ".0f"),
-            shown(megabytes, ".1f"),
-            shown(row.error, ".1e"),
-            "" if row.agrees else "WRONG",
-        ])  # fmt: skip
-    return table
+def gram_row(x: Any, y: Any, error: Callable[[Any], float], **known: Any) -> Row:
+    n, p, q = len(x), x.shape[1], y.shape[1]
+    return measure(lambda: sums(x, y), error, n=n, width=p, flops=gram_flops(n, p, q), **known)
 
 
-def peers_table(rows: list[peers.Comparison]) -> list[list[str]]:
-    heads = ["peer", "n", "p=q", "threads", "seconds", "x ours", "peak MB", "error", ""]
-    return [heads] + [
-        [
-            row.peer,
-            str(row.n),
-            str(row.width),
-            str(row.threads),
-            shown(row.seconds, ".4g"),
-            shown(row.ratio, ".2f"),
-            shown(row.peak_bytes / 1e6, ".1f"),
-            shown(row.error, ".1e"),
-            "" if row.agrees else "another answer",
-        ]
-        for row in rows
-    ]
+def gram_rows(options: argparse.Namespace) -> Iterator[Row]:
+    for dtype in options.dtypes:
+        for n, width in options.gram_shapes:
+            if dtype == "float32" or (n, width) == OTHER_DTYPES_SHAPE:
+                x, y = activations(n, width, width, dtype)
+                error = partial(cka_error, truth=true_rbf_cka(x, y))
+                for threads in options.threads:
+                    yield gram_row(x, y, error, dtype=dtype, threads=threads, rounds=options.rounds)
 
 
-def printed(table: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in table)
-    return "\n".join(line.rstrip() for line in lines)
+def large_rows(options: argparse.Namespace) -> Iterator[Row]:
+    """Some row sums of both kernels are checked: float64 would take many minutes for all n^2 pairs."""
+    n, width = LARGE_SHAPE
+    x, y = activations(n, width, width, "float32")
+    known = {"dtype": "float32", "threads": max(options.threads), "rounds": options.rounds, "checked": CHECKED_ROWS}
+    yield gram_row(x, y, partial(rows_error, x=x, y=y), **known)
 
 
-def finite(value: Any) -> Any:
-    """The same with null for NaN and infinity, which JSON lacks."""
+def grid_rows(options: argparse.Namespace) -> Iterator[Comparison]:
+    for layers, width in options.grid_shapes:
+        for threads in options.threads:
+            turns = {"offset": options.offset, "rounds": options.rounds}
+            yield from peers_grid.compare(layers, width, threads, n=GRID_ROWS, **turns)
+
+
+def linear_peer_rows(options: argparse.Namespace) -> Iterator[Comparison]:
+    for width in options.widths:
+        for threads in options.threads:
+            turns = {"offset": options.offset, "rounds": options.rounds}
+            yield from peers_linear.compare(options.peer_rows, width, threads, **turns)
+
+
+def rbf_peer_rows(options: argparse.Namespace) -> Iterator[Comparison]:
+    for n, width in options.rbf_shapes:
+        for threads in options.threads:
+            turns = {"offset": options.offset, "rounds": options.rounds}
+            yield from peers_rbf.compare(n, width, threads, **turns)
+
+
+def chosen_tables(options: argparse.Namespace) -> Iterator[Table]:
+    """All that was asked for; nothing is measured yet."""
+    medians = f"medians of {options.rounds} rounds"
+    if "moments" in options.suite:
+        yield Table("moments", f"moments, backend cpu, {medians}", KERNEL, moments_rows(options))
+    if "gram_sums" in options.suite:
+        title = f"gram_sums of two RBF kernels, backend cpu, {medians}"
+        yield Table("gram_sums", title, KERNEL, gram_rows(options))
+        if options.large:
+            yield Table("gram_sums_large", f"{title}; error of {CHECKED_ROWS}", KERNEL, large_rows(options))
+    if "grid" in options.suite:
+        title = f"unbiased linear CKA of all pairs of layers over one batch of {GRID_ROWS} rows, float32, {medians}"
+        yield Table("grid", title, GRID, grid_rows(options), peers_grid.PEERS)
+    if "peers" in options.suite:
+        title = f"unbiased linear CKA, float32, all rows at once, {medians}"
+        yield Table("peers_linear", title, PEERS, linear_peer_rows(options), peers_linear.PEERS)
+        title = f"unbiased CKA of two RBF kernels, float32, {medians}"
+        yield Table("peers_rbf", title, PEERS, rbf_peer_rows(options), peers_rbf.PEERS)
+
+
+def printed(table: Table) -> Iterator[Row | Comparison]:
+    """The rows, each after it has been printed."""
+    print(f"\n{table.title}")
+    for peer, module in missing(table.peers).items():
+        print(f"{peer} is left out: {module} is not installed; pip install '.[bench]' has all peers")
+    print(head(table.columns), flush=True)
+    for row in table.rows:
+        print(line(table.columns, row), flush=True)
+        yield row
+
+
+def plain(value: Any) -> Any:
+    """What JSON can hold: it lacks NaN and infinity."""
+    if isinstance(value, Row | Comparison):
+        return plain(value._asdict())
     if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [finite(item) for item in value]
+        return [plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def machine() -> dict[str, Any]:
-    """What the numbers belong to."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "gramless": gl.__version__,
-    }
+def shape(text: str) -> tuple[int, int]:
+    first, _, second = text.partition("x")
+    return int(first), int(second)
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=sized(100_000, 300))
-    parser.add_argument("--widths", type=int, nargs="+", default=sized([64, 512, 2048], [8, 24]))
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--suite", nargs="+", choices=SUITES, default=SUITES, help="default: all")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--peers", action="store_true", help="also compare with the installed peers")
-    parser.add_argument("--peer-rows", type=int, default=sized(4096, 200))
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES, help="of moments and gram_sums")
+    parser.add_argument("--rows", type=int, default=sized(100_000, 300), help="of moments")
+    widths = sized((64, 512, 2048), (8, 24))
+    parser.add_argument("--widths", type=int, nargs="+", default=widths, help="of moments and of its peers")
+    parser.add_argument("--gram-shapes", type=shape, nargs="+", default=GRAM_SHAPES, metavar="NxP", help="of gram_sums")
+    n, width = LARGE_SHAPE
+    parser.add_argument("--large", action="store_true", help=f"gram_sums at {n:,} x {width}, too: takes minutes")
+    parser.add_argument(
+        "--grid-shapes", type=shape, nargs="+", default=GRID_SHAPES, metavar="LxP", help="layers x width"
+    )
+    parser.add_argument("--peer-rows", type=int, default=PEER_ROWS, help="of moments against peers")
+    parser.add_argument("--rbf-shapes", type=shape, nargs="+", default=RBF_SHAPES, metavar="NxP", help="against peers")
     parser.add_argument("--offset", type=float, default=0.0, help="column means of the peers' data, in deviations")
     parser.add_argument("--json", type=Path, metavar="F", help="write everything to this file as well")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    kernels = {"moments", "gram_sums"}.intersection(options.suite)
+    if kernels and "bfloat16" in options.dtypes and not installed("ml_dtypes"):
+        parser.error("bfloat16 needs ml_dtypes: pip install '.[bench]', or choose --dtypes float32 float64")
+    return options
 
 
 def main(argv: list[str] | None = None) -> int:
     options = arguments(argv)
     about = machine()
     print(", ".join(f"{name} {value}" for name, value in about.items()))
-    rows: list[Row] = []
-    for dtype in options.dtypes:
-        for width in options.widths:
-            x, y = activations(options.rows, width, width, dtype)
-            truth = true_cka(x, y)
-            for threads in options.threads:
-                rows.append(measure(x, y, truth, dtype, threads, options.rounds))
-                print(f"{dtype} {width} x {width}, {threads} threads: done", file=sys.stderr)
-            # the next pair is built before these names are bound again: without this both pairs would be held
-            del x, y
-    print(f"\nmoments, n = {options.rows}, backend cpu, quickest of {options.rounds} rounds")
-    print(printed(moments_table(rows)))
-    compared: list[peers.Comparison] = []
-    if options.peers:
-        for width in options.widths:
-            for threads in options.threads:
-                turns = {"offset": options.offset, "rounds": options.rounds}
-                compared += peers.compare(options.peer_rows, width, threads, **turns)
-        print(f"\nunbiased linear CKA, float32, all rows at once, medians of {options.rounds} rounds")
-        print(printed(peers_table(compared)))
-    if options.json:
-        report = {"machine": about, "moments": [asdict(row) for row in rows], "peers": [r._asdict() for r in compared]}
-        options.json.write_text(json.dumps(finite(report), indent=1, allow_nan=False) + "\n")
-    ours = [row.agrees for row in rows] + [row.agrees for row in compared if row.peer == peers.OURS]
-    return 0 if all(ours) else 1
+    found: dict[str, list[Row | Comparison]] = {}
+    try:
+        for table in chosen_tables(options):
+            found[table.key] = []
+            for row in printed(table):
+                found[table.key].append(row)
+    finally:
+        # the rows of a run that was interrupted are kept, too
+        if options.json:
+            options.json.write_text(json.dumps(plain({"machine": about, **found}), indent=1, allow_nan=False) + "\n")
+    ours = [row for rows in found.values() for row in rows if not isinstance(row, Comparison) or row.peer in OWN]
+    return 0 if all(row.agrees for row in ours) else 1
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ they are loaded, and the memory of a peer is not mixed with ours.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -27,13 +28,20 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 SEARCH_PATH = Path(__file__).resolve().parents[__name__.count(".")]
 
 
+class Job(NamedTuple):
+    """The call to be measured, and what makes numbers of its result, which takes no part in the measurement."""
+
+    call: Callable[[], object]
+    read: Callable[[Any], Any] = float
+
+
 class Worker:
     """A child process that holds the inputs of one job.
 
     Parameters
     ----------
     job, *arguments
-        ``"gemm", dtype`` or ``"peer", name, n, width, offset``.
+        ``"gemm", dtype``, or the name of a module of peers and what its ``prepare`` takes.
     threads
         Threads of the job.
     """
@@ -44,7 +52,7 @@ class Worker:
         variables |= {"PYTHONPATH": os.pathsep.join(paths), "MPLBACKEND": "agg", "TQDM_DISABLE": "1"}
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._child = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(threads), job, *map(str, arguments)],
+            [sys.executable, "-m", __name__, str(threads), job, json.dumps(arguments)],
             env=os.environ | variables,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -84,8 +92,9 @@ class Worker:
     def seconds(self) -> float:
         return float(self._ask("seconds")["seconds"])
 
-    def value(self) -> float:
-        return float(self._ask("value")["value"])
+    def value(self) -> Any:
+        """A number, or nested lists of them."""
+        return self._ask("value")["value"]
 
     def peak_extra_bytes(self) -> int:
         return int(self._ask("peak")["bytes"])
@@ -96,29 +105,26 @@ def gemm_gflops(worker: Worker) -> float:
     return 2 * GEMM_SIZE**3 / worker.seconds() / 1e9
 
 
-def gemm_job(dtype: str) -> Callable[[], object]:
+def gemm_job(dtype: str) -> Job:
     rng = np.random.default_rng(0)
     a, b = (rng.standard_normal((GEMM_SIZE, GEMM_SIZE)).astype(dtype) for _ in range(2))
     out = np.empty_like(a)
-    return lambda: np.matmul(a, b, out=out)
+    return Job(lambda: np.matmul(a, b, out=out))
 
 
-def peer_job(threads: int, name: str, n: int, width: int, offset: float) -> Callable[[], object]:
-    from .peers import prepare
+def prepared(job: str, arguments: list[Any], threads: int) -> Job:
+    if job == "gemm":
+        return gemm_job(*arguments)
+    module = importlib.import_module(f".{job}", __package__)
+    made: Job = module.prepare(*arguments, threads=threads)
+    return made
 
-    return prepare(name, n, width, offset, threads)
 
-
-def main(arguments: list[str]) -> None:
+def main(threads: str, job: str, arguments: str) -> None:
     # what a peer prints goes to stderr: stdout carries the answers only
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    threads, job, *rest = arguments
-    if job == "gemm":
-        call = gemm_job(*rest)
-    else:
-        name, n, width, offset = rest
-        call = peer_job(int(threads), name, int(n), int(width), float(offset))
+    call, read = prepared(job, json.loads(arguments), int(threads))
     # lazy imports, thread pools and clock frequency settle before anything is measured
     call()
     print(json.dumps({"ready": True}), file=answers, flush=True)
@@ -127,7 +133,7 @@ def main(arguments: list[str]) -> None:
             case "seconds":
                 answer = {"seconds": seconds(call)}
             case "value":
-                answer = {"value": float(call())}  # type: ignore[arg-type]
+                answer = {"value": np.asarray(read(call()), dtype=np.float64).tolist()}
             case "peak":
                 answer = {"bytes": peak_extra_bytes(call)}
             case other:
@@ -136,4 +142,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(*sys.argv[1:])

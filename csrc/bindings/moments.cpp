@@ -85,12 +85,9 @@ py::dict moments(const py::object& x, const py::object& y, const py::object& piv
         task.cross.weighted_x = add_zeros(result, "weighted_xy", {task.x.cols});
         task.cross.weighted_y = add_zeros(result, "weighted_yx", {task.y.cols});
     }
-    task.poll = [] {
-        const py::gil_scoped_acquire gil;
-        if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-    };
+    task.poll = poll_signals();
     {
-        const py::gil_scoped_release release;
+        const WithoutGil without_gil;
         compute_moments(task);
     }
     if (self_terms) result["norms_xx"] = task.self_x.norms;

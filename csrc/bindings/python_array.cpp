@@ -97,6 +97,8 @@ PythonArray from_dlpack(const py::object& object, const char* function, const ch
     const auto dtype = dlpack_dtype(tensor);
     if (!dtype) wrong_dtype(function, argument, "another element type");
     if (tensor.ndim != 2) wrong_ndim(function, argument, tensor.ndim);
+    if (!tensor.data && tensor.shape[0] > 0 && tensor.shape[1] > 0)
+        throw py::value_error(prefix(function, argument) + "with data, got an array without storage");
     const std::int64_t size = item_size(*dtype);
     const std::int64_t row_stride = tensor.strides ? tensor.strides[0] : tensor.shape[1];
     const std::int64_t col_stride = tensor.strides ? tensor.strides[1] : 1;

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <stdexcept>
+#include <vector>
 
 #include "core/aligned_buffer.hpp"
 #include "core/isa.hpp"
@@ -10,7 +12,19 @@
 namespace gramless {
 namespace {
 
-constexpr std::int64_t kPivotRows = 64;
+constexpr std::int64_t kPivotRows = 64, kSampledRows = 15;
+// squared lengths of rows above which their fourth powers overflow float32, and squares of features below which they
+// underflow, with room for rows that are longer or shorter than those of the sample
+constexpr double kMostSpread = 1e16, kLeastSquare = 1e-16;
+
+// the smaller of each two values to a, the larger one to b
+void order(double* a, double* b, std::int64_t count) {
+    for (std::int64_t j = 0; j < count; ++j) {
+        const double smaller = std::min(a[j], b[j]), larger = std::max(a[j], b[j]);
+        a[j] = smaller;
+        b[j] = larger;
+    }
+}
 
 // visit(panel of doubles, first column, columns, panel width) for the panels of a chunk of rows
 template <class Visit>
@@ -26,21 +40,81 @@ void each_panel(const ArrayView& source, std::int64_t row, std::int64_t rows, co
     }
 }
 
+// up to 15 rows, evenly spaced
+ArrayView spaced_rows(const ArrayView& source) {
+    ArrayView sample = source;
+    sample.rows = std::min(source.rows, kSampledRows);
+    sample.row_stride *= std::max<std::int64_t>(1, source.rows / kSampledRows);
+    return sample;
+}
+
+// Of up to 64 rows, rounded to float32 unless the array is float64. A mean would follow a single row that is far longer
+// than the others, as attention sinks are.
+void column_medians(const ArrayView& sample, double* medians) {
+    each_panel(sample, 0, sample.rows,
+               [&](AlignedBuffer<double>& panel, std::int64_t col, std::int64_t cols, std::int64_t width) {
+                   // the order of NaN is not defined
+                   std::vector<double> poison(static_cast<std::size_t>(width));
+                   for (std::int64_t k = 0; k < sample.rows; ++k)
+                       for (std::int64_t j = 0; j < width; ++j)
+                           if (const double value = panel[k * width + j]; value != value)
+                               poison[static_cast<std::size_t>(j)] = value;
+                   // all columns side by side: a sort whose steps do not depend on the values
+                   for (std::int64_t last = sample.rows - 1; last > 0; --last)
+                       for (std::int64_t k = 0; k < last; ++k)
+                           order(panel.data() + k * width, panel.data() + (k + 1) * width, width);
+                   const double* const low = panel.data() + (sample.rows - 1) / 2 * width;
+                   const double* const high = panel.data() + sample.rows / 2 * width;
+                   for (std::int64_t j = 0; j < cols; ++j) {
+                       const double median = (low[j] + high[j]) / 2 + poison[static_cast<std::size_t>(j)];
+                       medians[col + j] =
+                           sample.dtype == DType::kF64 ? median : static_cast<double>(static_cast<float>(median));
+                   }
+               });
+}
+
 }  // namespace
 
 void default_pivot(const ArrayView& source, double* pivot) {
-    const std::int64_t rows = std::min(source.rows, kPivotRows);
-    each_panel(source, 0, rows,
+    ArrayView sample = source;
+    sample.rows = std::min(source.rows, kPivotRows);
+    column_medians(sample, pivot);
+}
+
+double sampled_centre(const ArrayView& source, bool shifted, double* centre) {
+    const ArrayView sample = spaced_rows(source);
+    if (shifted)
+        column_medians(sample, centre);
+    else
+        std::fill_n(centre, source.cols, 0.0);
+    return sampled_spread(source, centre);
+}
+
+double sampled_spread(const ArrayView& source, const double* centre) {
+    const ArrayView sample = spaced_rows(source);
+    std::vector<double> squared(static_cast<std::size_t>(sample.rows));
+    each_panel(sample, 0, sample.rows,
                [&](AlignedBuffer<double>& panel, std::int64_t col, std::int64_t cols, std::int64_t width) {
-                   for (std::int64_t j = 0; j < cols; ++j) {
-                       double sum = 0;
-                       for (std::int64_t k = 0; k < rows; ++k)
-                           sum += panel[k * width + j];
-                       const double mean = sum / static_cast<double>(rows);
-                       const bool wide = source.dtype == DType::kF64;
-                       pivot[col + j] = wide ? mean : static_cast<double>(static_cast<float>(mean));
-                   }
+                   for (std::int64_t k = 0; k < sample.rows; ++k)
+                       for (std::int64_t j = 0; j < cols; ++j) {
+                           const double d = panel[k * width + j] - centre[col + j];
+                           squared[static_cast<std::size_t>(k)] += d * d;
+                       }
                });
+    std::sort(squared.begin(), squared.end());
+    return (squared[(squared.size() - 1) / 2] + squared[squared.size() / 2]) / 2;
+}
+
+bool needs_double(double spread, std::int64_t features) {
+    return spread > kMostSpread || (spread > 0 && spread < kLeastSquare * static_cast<double>(features));
+}
+
+void refuse_non_finite(const std::string& function, const std::string& name, const ArrayView& source) {
+    const std::int64_t row = first_non_finite_chunk(source);
+    if (row < 0) return;
+    const std::int64_t last = std::min(row + kChunkRows, source.rows) - 1;
+    throw std::invalid_argument(function + ": " + name + " has non-finite values in rows " + std::to_string(row) +
+                                ".." + std::to_string(last));
 }
 
 std::int64_t first_non_finite_chunk(const ArrayView& source) {

@@ -2,13 +2,26 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "core/array_view.hpp"
 
 namespace gramless {
 
-// mean of the first rows, rounded to float32 unless the array is float64; at least one row
+// medians of the first 64 rows, feature by feature, rounded to float32 unless the array is float64; at least one row
 void default_pivot(const ArrayView& source, double* pivot);
+
+// Medians of up to 15 rows, evenly spaced, rounded as default_pivot; zeros unless shifted. Returns sampled_spread.
+double sampled_centre(const ArrayView& source, bool shifted, double* centre);
+
+// median of the squared distances of up to 15 rows, evenly spaced, from the centre
+double sampled_spread(const ArrayView& source, const double* centre);
+
+// whether rows of such a spread have fourth powers that float32 cannot hold
+bool needs_double(double spread, std::int64_t features);
+
+// throws std::invalid_argument if there are non-finite values, naming the rows they are in
+void refuse_non_finite(const std::string& function, const std::string& name, const ArrayView& source);
 
 // first row of the first chunk that holds NaN or infinity, -1 if there is none
 std::int64_t first_non_finite_chunk(const ArrayView& source);

@@ -30,12 +30,12 @@ struct Slab {
 
 // compute(slab, worker) may run at any time; add(slab, worker) runs in slab order
 template <class Compute, class Add>
-void ordered_loop(std::int64_t rows, std::int64_t height, const Compute& compute, const Add& add,
+void ordered_loop(std::int64_t rows, std::int64_t height, int threads, const Compute& compute, const Add& add,
                   const std::function<void()>& poll) {
     const std::int64_t slabs = (rows + height - 1) / height;
     std::atomic<std::int64_t> turn{0};
     parallel_for(
-        slabs,
+        slabs, threads,
         [&](std::int64_t index, int worker) {
             const Slab slab{index * height, std::min(rows, (index + 1) * height), index + 1 == slabs};
             compute(slab, worker);

@@ -52,14 +52,12 @@ struct MakeLanes<0, I...> {
     using type = Lanes<I...>;
 };
 
-template <int N, int... I>
-inline Vector<float, N / 2> first_half(Vector<float, N> v, Lanes<I...>) {
-    return __builtin_shufflevector(v, v, I...);
-}
-
-template <int N, int... I>
-inline Vector<float, N / 2> second_half(Vector<float, N> v, Lanes<I...>) {
-    return __builtin_shufflevector(v, v, (I + N / 2)...);
+// Lanes first to first + count of v in fp64. The whole of v is converted, which GCC does half by half in two
+// instructions each; it converts halves in six.
+template <int First, int N, int... I>
+inline Vector<double, static_cast<int>(sizeof...(I))> widen_part(Vector<float, N> v, Lanes<I...>) {
+    const auto wide = __builtin_convertvector(v, Vector<double, N>);
+    return __builtin_shufflevector(wide, wide, (First + I)...);
 }
 
 // destination[lane] += v[lane] in fp64
@@ -68,12 +66,11 @@ inline void add_to_double(double* destination, Vector<float, N> v) {
     if constexpr (N == 1) {
         *destination += v[0];
     } else {
-        const auto low = first_half<N>(v, typename MakeLanes<N / 2>::type{});
-        const auto high = second_half<N>(v, typename MakeLanes<N / 2>::type{});
-        using Wide = Vector<double, N / 2>;
-        store<double, N / 2>(destination, load<double, N / 2>(destination) + __builtin_convertvector(low, Wide));
-        destination += N / 2;
-        store<double, N / 2>(destination, load<double, N / 2>(destination) + __builtin_convertvector(high, Wide));
+        using Half = typename MakeLanes<N / 2>::type;
+        const auto low = widen_part<0, N>(v, Half{});
+        const auto high = widen_part<N / 2, N>(v, Half{});
+        store<double, N / 2>(destination, load<double, N / 2>(destination) + low);
+        store<double, N / 2>(destination + N / 2, load<double, N / 2>(destination + N / 2) + high);
     }
 }
 

@@ -42,6 +42,8 @@ struct Job {
 };
 
 thread_local Job* current_job = nullptr;
+// kept from call to call, of which a kernel may make many short ones
+thread_local std::chrono::steady_clock::time_point next_poll{};
 
 void pause() {
 #if defined(__x86_64__)
@@ -54,7 +56,6 @@ void pause() {
 void run(Job& job, int worker, const std::function<void()>& poll) {
     Job* const outer = current_job;
     current_job = &job;
-    auto next_poll = std::chrono::steady_clock::now() + kPollInterval;
     while (!job.stopped.load()) {
         const std::int64_t index = job.next.fetch_add(1);
         if (index >= job.count) break;
@@ -162,9 +163,16 @@ Shared& shared_state() {
     return *state;
 }
 
-int from_environment(const char* name) {
-    const char* text = std::getenv(name);
-    return text ? std::clamp(std::atoi(text), 0, kMaxThreads) : 0;
+// 0 without such a variable; what others set for their own ends may be odd, what is set for this library may not
+int from_environment(const char* name, bool strict) {
+    const char* const text = std::getenv(name);
+    if (!text || !*text) return 0;
+    char* end = nullptr;
+    const long count = std::strtol(text, &end, 10);
+    if (*end == 0 && count > 0) return static_cast<int>(std::min<long>(count, kMaxThreads));
+    if (strict)
+        throw std::invalid_argument(std::string(name) + ": expected a whole number of at least 1, got '" + text + "'");
+    return 0;
 }
 
 // whole cores granted by the cgroup, rounded up; 0 without a limit
@@ -184,8 +192,8 @@ int cgroup_limit() {
 }
 
 int default_threads() {
-    for (const char* name : {"GRAMLESS_NUM_THREADS", "OMP_NUM_THREADS"})
-        if (const int count = from_environment(name); count > 0) return count;
+    if (const int count = from_environment("GRAMLESS_NUM_THREADS", true); count > 0) return count;
+    if (const int count = from_environment("OMP_NUM_THREADS", false); count > 0) return count;
     int count = static_cast<int>(std::thread::hardware_concurrency());
 #if defined(__linux__)
     cpu_set_t cores;
@@ -219,14 +227,14 @@ bool parallel_stopped() {
     return current_job && current_job->stopped.load();
 }
 
-void parallel_for(std::int64_t count, const std::function<void(std::int64_t, int)>& task,
+void parallel_for(std::int64_t count, int threads, const std::function<void(std::int64_t, int)>& task,
                   const std::function<void()>& poll) {
     Job job;
     job.task = &task;
     job.count = count;
     std::unique_lock<std::mutex> lock;
     const bool nested = current_job != nullptr;
-    const int wanted = nested || count < 2 ? 1 : num_threads();
+    const int wanted = nested || count < 2 ? 1 : threads;
     if (wanted > 1) lock = std::unique_lock<std::mutex>(shared_state().mutex, std::try_to_lock);
     if (lock.owns_lock()) {
         std::unique_ptr<Pool>& pool = shared_state().pool;

@@ -13,13 +13,19 @@ int num_threads();
 // throws std::invalid_argument below 1
 void set_num_threads(int count);
 
+// threads worth waking for so many operations
+inline int threads_for(double operations) {
+    return operations < 4e6 ? 1 : num_threads();
+}
+
 // ends the workers; the next parallel_for makes new ones
 void shutdown_threads();
 
-// Runs task(index, worker) for index 0..count-1, each once, begun in increasing order; worker < num_threads() is the
-// caller's scratch slot. The first exception stops further tasks and is rethrown. `poll` is called now and then on the
-// calling thread between tasks and may throw to interrupt the work.
-void parallel_for(std::int64_t count, const std::function<void(std::int64_t index, int worker)>& task,
+// Runs task(index, worker) for index 0..count-1, each once, begun in increasing order; worker < threads is the caller's
+// scratch slot. The caller reads num_threads() once and keeps it: others may change it meanwhile. The first exception
+// stops further tasks and is rethrown. `poll` is called now and then on the calling thread between tasks and may throw
+// to interrupt the work.
+void parallel_for(std::int64_t count, int threads, const std::function<void(std::int64_t index, int worker)>& task,
                   const std::function<void()>& poll = {});
 
 // inside a task: true once another task has failed, so that waiting for its result would never end

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "core/array_view.hpp"
+#include "core/gram_tiles.hpp"
 
 namespace gramless {
 
@@ -26,8 +27,15 @@ struct Panels {
     T* data;
     std::int64_t features;
     std::int64_t rows;
-    std::int64_t ahead =
-        0;  // elements from data to the panels that a product will take next, to be fetched; 0: unknown
+};
+
+// Memory that is wanted after a product, which asks for its cache lines while it runs, and takes them off here.
+struct Ahead {
+    struct Span {
+        const void* from;
+        std::int64_t bytes;
+    };
+    Span spans[4];
 };
 
 // column sums of one array over a chunk, in fp64; null pointers are left alone
@@ -39,16 +47,34 @@ struct ColumnSums {
     double* fourths;         // sum d^4
 };
 
+// of the squared norms a, b of the rows of two arrays
+struct NormSums {
+    double total[2], largest[2];
+    double products[3];  // a . a, b . b, a . b
+};
+
 template <class T>
 struct TileOps {
     std::int64_t width;
     // panels.features columns from col on of panels.rows rows from row on, less their pivot, zero up to a whole vector
     void (*pack)(const ArrayView& source, std::int64_t row, std::int64_t col, const T* pivot, const Panels<T>& panels);
     // c[i, j] += sum_k a[k, i] b[k, j], padded to whole micro-tiles; upper_only leaves out vectors below the diagonal
-    void (*product)(const Panels<T>& a, const Panels<T>& b, double* c, std::int64_t c_stride, bool upper_only);
+    void (*product)(const Panels<T>& a, const Panels<T>& b, double* c, std::int64_t c_stride, bool upper_only,
+                    Ahead& ahead);
     // squared[k] += the squared norm of row k over these panels
     void (*norms)(const Panels<T>& panels, T* squared);
+    // of whole vectors of rows, the last of which is padded with zeros
+    NormSums (*norm_sums)(const T* a, const T* b, std::int64_t rows);
     void (*column_sums)(const Panels<T>& panels, const T* own_squared, const T* other_squared, const ColumnSums& out);
+    // turned: the columns of the panels are rows of the source from row on, their rows its columns from col on; the
+    // pivot holds a number for each of these
+    void (*pack_samples)(const ArrayView& source, std::int64_t row, std::int64_t col, const T* pivot,
+                         const Panels<T>& panels);
+    // product, but in T: c = or c += sum_k a[k, i] b[k, j]
+    void (*product_in_type)(const Panels<T>& a, const Panels<T>& b, T* c, std::int64_t c_stride, bool upper_only,
+                            bool first, Ahead& ahead);
+    // squared[j] += the squared norm of column j
+    void (*sample_norms)(const Panels<T>& panels, double* squared);
 };
 
 struct TileKernels {
@@ -58,6 +84,8 @@ struct TileKernels {
     // c[i, j] += a[i, j] for j >= (upper_only ? i : 0); false if a sum is not finite
     bool (*add_tile)(const double* a, std::int64_t a_stride, std::int64_t rows, std::int64_t cols, bool upper_only,
                      double* c, std::int64_t c_stride);
+    GramOps<float> gram_f32;
+    GramOps<double> gram_f64;
 };
 
 template <class T>
@@ -71,6 +99,19 @@ inline const TileOps<float>& tile_ops<float>(const TileKernels& kernels) {
 template <>
 inline const TileOps<double>& tile_ops<double>(const TileKernels& kernels) {
     return kernels.f64;
+}
+
+template <class T>
+const GramOps<T>& gram_ops(const TileKernels& kernels);
+
+template <>
+inline const GramOps<float>& gram_ops<float>(const TileKernels& kernels) {
+    return kernels.gram_f32;
+}
+
+template <>
+inline const GramOps<double>& gram_ops<double>(const TileKernels& kernels) {
+    return kernels.gram_f64;
 }
 
 }  // namespace gramless

@@ -5,199 +5,63 @@
 // fp64. why not BLAS: a threaded BLAS owns its threads and settings, cannot subtract a pivot while packing, cannot
 // return fp64 sums of fp32 tiles, and is 26 MB to install.
 
-#include "core/simd.hpp"
-#include "core/tile_kernels.hpp"
+#pragma once
+
+#include "core/panels.inl"
 
 namespace gramless::GRAMLESS_LEVEL {
 
-// kLanes lanes, kVectors vectors per panel row, kRows rows of the micro-tile; kRows divides the panel width
-template <class T>
-struct Shape;
-
-template <>
-struct Shape<float> {
-    static constexpr int kLanes = GRAMLESS_F32_LANES, kVectors = GRAMLESS_F32_VECTORS, kRows = GRAMLESS_F32_ROWS;
-};
-
-template <>
-struct Shape<double> {
-    static constexpr int kLanes = GRAMLESS_F64_LANES, kVectors = GRAMLESS_F64_VECTORS, kRows = GRAMLESS_F64_ROWS;
-};
-
-template <class T>
-constexpr int kWidth = Shape<T>::kLanes * Shape<T>::kVectors;
-
-template <class T>
-T* panel(const Panels<T>& panels, std::int64_t index) {
-    return panels.data + index * panel_stride<T>(kWidth<T>);
-}
-
-template <class T>
-std::int64_t panel_count(const Panels<T>& panels) {
-    return (panels.features + kWidth<T> - 1) / kWidth<T>;
-}
-
-// vectors of a panel that hold features; the last panel may have fewer than the others
-template <class T>
-int vectors_in(const Panels<T>& panels, std::int64_t index) {
-    const std::int64_t left = panels.features - index * kWidth<T>;
-    return left >= kWidth<T> ? Shape<T>::kVectors : static_cast<int>((left + Shape<T>::kLanes - 1) / Shape<T>::kLanes);
-}
-
-template <int N>
-struct Count {
-    static constexpr int value = N;
-};
-
-// calls run(Count<count>()) for 1 <= count <= kMost, so that loops over vectors unroll into registers
-template <int kMost, class Run>
-inline void with_count(int count, const Run& run) {
-    if constexpr (kMost > 1) {
-        if (count < kMost) return with_count<kMost - 1>(count, run);
-    }
-    run(Count<kMost>());
-}
-
-// rows come from main memory, and hardware prefetchers stop at the end of each row's piece
-constexpr std::int64_t kRowsAhead = 8;
-
-template <class S>
-constexpr std::int64_t kSourceSize = sizeof(S);
-
-// one row of one panel from contiguous source elements
-template <class S, class T>
-inline void pack_row(const unsigned char* source, int vectors, const T* pivot, T* out) {
-    constexpr int kLanes = Shape<T>::kLanes;
-    for (int v = 0; v < vectors; ++v) {
-        const auto x = Widen<S, T, kLanes>::from(source + v * kLanes * kSourceSize<S>);
-        store<T, kLanes>(out + v * kLanes, x - load<T, kLanes>(pivot + v * kLanes));
-    }
-}
-
-template <class S, class T>
-void pack_contiguous(const ArrayView& source, std::int64_t row, std::int64_t col, const T* pivot,
-                     const Panels<T>& panels) {
-    constexpr std::int64_t kW = kWidth<T>;
-    const std::int64_t whole = panels.features / kW, rest = panels.features % kW;
-    for (std::int64_t k = 0; k < panels.rows; ++k) {
-        const unsigned char* from = source.at(row + k, col);
-        // a prefetch past the end of the array is harmless
-        const unsigned char* ahead = source.at(row + k + kRowsAhead, col);
-        for (std::int64_t byte = 0; byte < panels.features * kSourceSize<S>; byte += 64)
-            __builtin_prefetch(ahead + byte);
-        for (std::int64_t j = 0; j < whole; ++j)
-            pack_row<S, T>(from + j * kW * kSourceSize<S>, Shape<T>::kVectors, pivot + j * kW,
-                           panel(panels, j) + k * kW);
-        if (rest % Shape<T>::kLanes == 0) {
-            pack_row<S, T>(from + whole * kW * kSourceSize<S>, static_cast<int>(rest / Shape<T>::kLanes),
-                           pivot + whole * kW, panel(panels, whole) + k * kW);
-        } else {
-            // the last columns go through a zeroed row, so that nothing beyond the array is read
-            unsigned char tail[kW * kSourceSize<S>] = {};
-            __builtin_memcpy(tail, from + whole * kW * kSourceSize<S>,
-                             static_cast<unsigned long>(rest * kSourceSize<S>));
-            pack_row<S, T>(tail, vectors_in(panels, whole), pivot + whole * kW, panel(panels, whole) + k * kW);
-        }
-    }
-}
-
-template <class S, class T>
-T element(const ArrayView& source, std::int64_t row, std::int64_t col) {
-    return Widen<S, T, 1>::from(source.at(row, col))[0];
-}
-
-template <class S, class T>
-void pack_elements(const ArrayView& source, std::int64_t row, std::int64_t col, const T* pivot, std::int64_t first_k,
-                   std::int64_t first_col, std::int64_t last_col, const Panels<T>& panels) {
-    constexpr std::int64_t kW = kWidth<T>;
-    for (std::int64_t j = first_col; j < last_col; ++j) {
-        T* out = panel(panels, j / kW) + j % kW;
-        for (std::int64_t k = first_k; k < panels.rows; ++k)
-            out[k * kW] = j < panels.features ? element<S, T>(source, row + k, col + j) - pivot[j] : T(0);
-    }
-}
-
-// source contiguous along rows (Fortran order): square blocks are transposed in registers
-template <class S, class T>
-void pack_transposed(const ArrayView& source, std::int64_t row, std::int64_t col, const T* pivot,
-                     const Panels<T>& panels) {
-    constexpr std::int64_t kW = kWidth<T>;
-    constexpr int kLanes = Shape<T>::kLanes;
-    const std::int64_t whole_cols = panels.features / kLanes * kLanes;
-    const std::int64_t padded_cols = (panels.features + kLanes - 1) / kLanes * kLanes;
-    const std::int64_t whole_rows = panels.rows / kLanes * kLanes;
-    for (std::int64_t j = 0; j < whole_cols; j += kLanes) {
-        T* out = panel(panels, j / kW) + j % kW;
-        const auto shift = load<T, kLanes>(pivot + j);
-        for (std::int64_t k = 0; k < whole_rows; k += kLanes) {
-            Vector<T, kLanes> block[kLanes];
-            for (int lane = 0; lane < kLanes; ++lane)
-                block[lane] = Widen<S, T, kLanes>::from(source.at(row + k, col + j + lane));
-            transpose<T, kLanes>(block);
-            for (int lane = 0; lane < kLanes; ++lane)
-                store<T, kLanes>(out + (k + lane) * kW, block[lane] - shift);
-        }
-    }
-    pack_elements<S, T>(source, row, col, pivot, whole_rows, 0, whole_cols, panels);
-    pack_elements<S, T>(source, row, col, pivot, 0, whole_cols, padded_cols, panels);
-}
-
-template <class S, class T>
-void pack_from(const ArrayView& source, std::int64_t row, std::int64_t col, const T* pivot, const Panels<T>& panels) {
-    constexpr std::int64_t kLanes = Shape<T>::kLanes;
-    if (source.col_stride == kSourceSize<S> || source.cols == 1)
-        pack_contiguous<S, T>(source, row, col, pivot, panels);
-    else if (source.row_stride == kSourceSize<S>)
-        pack_transposed<S, T>(source, row, col, pivot, panels);
-    else
-        pack_elements<S, T>(source, row, col, pivot, 0, 0, (panels.features + kLanes - 1) / kLanes * kLanes, panels);
-}
-
-template <class T>
-void pack(const ArrayView& source, std::int64_t row, std::int64_t col, const T* pivot, const Panels<T>& panels) {
-    switch (source.dtype) {
-        case DType::kF16:
-            return pack_from<Half, T>(source, row, col, pivot, panels);
-        case DType::kBF16:
-            return pack_from<BFloat16, T>(source, row, col, pivot, panels);
-        case DType::kF32:
-            return pack_from<float, T>(source, row, col, pivot, panels);
-        case DType::kF64:
-            return pack_from<double, T>(source, row, col, pivot, panels);
-    }
-}
-
 // rows of a micro-tile for each cache line that is asked for ahead of its use
-constexpr std::int64_t kRowsPerLine = 6;
+constexpr std::int64_t kRowsPerLine = 4;
 
-// the cache lines of panels that come next, handed out a few to a micro-tile
+// The next lines for a micro-tile over these rows; what is at hand if there are none. The end of a span is rounded up:
+// to ask for what is not there is harmless.
+inline const char* take(Ahead& ahead, std::int64_t rows, const void* at_hand) {
+    const std::int64_t bytes = (rows + kRowsPerLine - 1) / kRowsPerLine * 64;
+    for (Ahead::Span& span : ahead.spans)
+        if (span.bytes > 0) {
+            const char* const from = static_cast<const char*>(span.from);
+            span.from = from + bytes;
+            span.bytes -= bytes;
+            return from;
+        }
+    return static_cast<const char*>(at_hand);
+}
+
+// what becomes of the sums of a chunk
 template <class T>
-class Ahead {
-  public:
-    explicit Ahead(const Panels<T>& panels)
-        : from_(reinterpret_cast<const char*>(panels.data + panels.ahead)),
-          left_(panels.ahead ? panel_count(panels) * panel_stride<T>(kWidth<T>) * std::int64_t{sizeof(T)} : 0) {}
-
-    bool done() const { return left_ <= 0; }
-
-    const char* take(std::int64_t rows) {
-        const char* const taken = from_;
-        const std::int64_t bytes = (rows + kRowsPerLine - 1) / kRowsPerLine * 64;
-        from_ += bytes;
-        left_ -= bytes;
-        return taken;
+struct AddInDouble {
+    using Out = double;
+    template <int N>
+    static void put(double* to, Vector<T, N> sums) {
+        add_to_double<N>(to, sums);
     }
+};
 
-  private:
-    const char* from_;
-    std::int64_t left_;
+template <class T>
+struct Store {
+    using Out = T;
+    template <int N>
+    static void put(T* to, Vector<T, N> sums) {
+        store<T, N>(to, sums);
+    }
+};
+
+template <class T>
+struct Add {
+    using Out = T;
+    template <int N>
+    static void put(T* to, Vector<T, N> sums) {
+        store<T, N>(to, load<T, N>(to) + sums);
+    }
 };
 
 // kRows rows by kVectors vectors, held in registers over the whole chunk; every loop over registers is unrolled, since
 // one that is not would send them all through the stack
-template <class T, int kVectors>
-inline void micro_tile(const T* a, const T* b, std::int64_t rows, double* c, std::int64_t c_stride, const char* ahead) {
-    constexpr int kLanes = Shape<T>::kLanes, kRows = Shape<T>::kRows;
+template <class T, int kRows, int kVectors, class Result>
+inline void micro_tile(const T* a, const T* b, std::int64_t rows, typename Result::Out* c, std::int64_t c_stride,
+                       const char* ahead) {
+    constexpr int kLanes = Shape<T>::kLanes;
     Vector<T, kLanes> acc[kRows][kVectors];
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r)
@@ -208,6 +72,10 @@ inline void micro_tile(const T* a, const T* b, std::int64_t rows, double* c, std
         // into the second level: the first is full of what is in use
         __builtin_prefetch(ahead, 0, 2);
         ahead += 64;
+        // the rows of c at the end, when what is in use will not push them out again
+        if (const std::int64_t row = (rows - 1 - begin) / kRowsPerLine; row < kRows)
+            for (int j = 0; j < kVectors * kLanes; j += 64 / static_cast<int>(sizeof(*c)))
+                __builtin_prefetch(c + row * c_stride + j, 1);
         const std::int64_t end = begin + kRowsPerLine < rows ? begin + kRowsPerLine : rows;
         for (std::int64_t k = begin; k < end; ++k) {
             Vector<T, kLanes> b_row[kVectors];
@@ -227,27 +95,49 @@ inline void micro_tile(const T* a, const T* b, std::int64_t rows, double* c, std
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 8
         for (int v = 0; v < kVectors; ++v)
-            add_to_double<kLanes>(c + r * c_stride + v * kLanes, acc[r][v]);
+            Result::template put<kLanes>(c + r * c_stride + v * kLanes, acc[r][v]);
 }
 
-template <class T>
-void product(const Panels<T>& a, const Panels<T>& b, double* c, std::int64_t c_stride, bool upper_only) {
+// rows of a micro-tile of so many vectors: one vector alone needs more of them to keep the multipliers busy, as long as
+// they stay on one side of the diagonal
+template <class T, int kVectors>
+constexpr int kTileRows =
+    kVectors == 1 && Shape<T>::kLanes % (2 * Shape<T>::kRows) == 0 ? 2 * Shape<T>::kRows : Shape<T>::kRows;
+
+template <class T, class Result>
+void tile_product(const Panels<T>& a, const Panels<T>& b, typename Result::Out* c, std::int64_t c_stride,
+                  bool upper_only, Ahead& ahead) {
     constexpr std::int64_t kW = kWidth<T>;
-    constexpr int kLanes = Shape<T>::kLanes, kRows = Shape<T>::kRows;
-    Ahead<T> of_a(a), of_b(b);
+    constexpr int kLanes = Shape<T>::kLanes;
     for (std::int64_t j = 0; j < panel_count(b); ++j) {
         const int vectors = vectors_in(b, j);
-        for (std::int64_t i = 0; i < a.features; i += kRows) {
+        for (std::int64_t i = 0; i < a.features;) {
             const std::int64_t below = upper_only && i > j * kW ? (i - j * kW) / kLanes : 0;
             if (below >= vectors) break;
             const std::int64_t skip = below * kLanes;
             with_count<Shape<T>::kVectors>(vectors - static_cast<int>(below), [&](auto count) {
-                micro_tile<T, count.value>(panel(a, i / kW) + i % kW, panel(b, j) + skip, b.rows,
-                                           c + i * c_stride + j * kW + skip, c_stride,
-                                           (of_a.done() ? of_b : of_a).take(b.rows));
+                constexpr int kRows = kTileRows<T, count.value>;
+                micro_tile<T, kRows, count.value, Result>(panel(a, i / kW) + i % kW, panel(b, j) + skip, b.rows,
+                                                          c + i * c_stride + j * kW + skip, c_stride,
+                                                          take(ahead, b.rows, panel(b, j)));
+                i += kRows;
             });
         }
     }
+}
+
+template <class T>
+void product(const Panels<T>& a, const Panels<T>& b, double* c, std::int64_t c_stride, bool upper_only, Ahead& ahead) {
+    tile_product<T, AddInDouble<T>>(a, b, c, c_stride, upper_only, ahead);
+}
+
+template <class T>
+void product_in_type(const Panels<T>& a, const Panels<T>& b, T* c, std::int64_t c_stride, bool upper_only, bool first,
+                     Ahead& ahead) {
+    if (first)
+        tile_product<T, Store<T>>(a, b, c, c_stride, upper_only, ahead);
+    else
+        tile_product<T, Add<T>>(a, b, c, c_stride, upper_only, ahead);
 }
 
 // partial sums of squares of one row, lane by lane
@@ -287,6 +177,53 @@ void norms(const Panels<T>& panels, T* squared) {
         for (int k = 0; k < count; ++k)
             squared[first + k] += rows[0][k];
     }
+}
+
+template <class T>
+NormSums norm_sums(const T* a, const T* b, std::int64_t rows) {
+    constexpr int kLanes = Shape<double>::kLanes;
+    using V = Vector<double, kLanes>;
+    V total[2] = {}, largest[2] = {}, products[3] = {};
+    for (std::int64_t k = 0; k < rows; k += kLanes) {
+        const V both[2] = {Widen<T, double, kLanes>::from(a + k), Widen<T, double, kLanes>::from(b + k)};
+        for (int s = 0; s < 2; ++s) {
+            total[s] += both[s];
+            largest[s] = both[s] > largest[s] ? both[s] : largest[s];
+            products[s] += both[s] * both[s];
+        }
+        products[2] += both[0] * both[1];
+    }
+    NormSums sums{};
+    for (int s = 0; s < 2; ++s) {
+        sums.total[s] = sum_lanes<double, kLanes>(total[s]);
+        for (int lane = 0; lane < kLanes; ++lane)
+            sums.largest[s] = largest[s][lane] > sums.largest[s] ? largest[s][lane] : sums.largest[s];
+    }
+    for (int s = 0; s < 3; ++s)
+        sums.products[s] = sum_lanes<double, kLanes>(products[s]);
+    return sums;
+}
+
+// squared norms of the columns, in fp64; over kFlushRows rows in T
+template <class T>
+void sample_norms(const Panels<T>& panels, double* squared) {
+    constexpr int kLanes = Shape<T>::kLanes;
+    for (std::int64_t j = 0; j < panel_count(panels); ++j)
+        with_count<Shape<T>::kVectors>(vectors_in(panels, j), [&](auto count) {
+            for (std::int64_t begin = 0; begin < panels.rows; begin += kFlushRows) {
+                const std::int64_t end = begin + kFlushRows < panels.rows ? begin + kFlushRows : panels.rows;
+                Vector<T, kLanes> acc[count.value] = {};
+                for (std::int64_t k = begin; k < end; ++k)
+#pragma GCC unroll 8
+                    for (int v = 0; v < count.value; ++v) {
+                        const auto d = load<T, kLanes>(panel(panels, j) + k * kWidth<T> + v * kLanes);
+                        acc[v] += d * d;
+                    }
+#pragma GCC unroll 8
+                for (int v = 0; v < count.value; ++v)
+                    add_to_double<kLanes>(squared + j * kWidth<T> + v * kLanes, acc[v]);
+            }
+        });
 }
 
 // column sums of one panel
@@ -374,11 +311,5 @@ inline bool add_tile(const double* a, std::int64_t a_stride, std::int64_t rows, 
     }
     return finite;
 }
-
-template <class T>
-constexpr TileOps<T> kOps = {kWidth<T>, pack<T>, product<T>, norms<T>, column_sums<T>};
-
-extern const TileKernels kTileKernels;
-const TileKernels kTileKernels = {GRAMLESS_LEVEL_NAME, kOps<float>, kOps<double>, add_tile};
 
 }  // namespace gramless::GRAMLESS_LEVEL

@@ -18,7 +18,7 @@ inline constexpr std::int64_t kBandBytes = std::int64_t{32} << 20;
 
 // where the sums of one array go, all zero on entry; d = row - pivot
 struct SelfSums {
-    double* pivot;     // (p,) in: the wanted pivot; out: the one used
+    double* pivot;     // (p,) in: the wanted pivot; out: the one used, rounded to float32 unless x or y is float64
     double* sum;       // (p,) sum d
     double* second;    // (p, p) sum d d^T
     double* weighted;  // (p,) sum |d|^2 d
@@ -47,7 +47,8 @@ struct MomentsTask {
 // throws std::invalid_argument for non-finite input and for sums that overflow, if check_finite
 void compute_moments(MomentsTask& task);
 
-// most bytes beyond the sums that compute_moments holds; of task only the shapes, dtypes and self_terms are read
+// Most bytes beyond the sums that compute_moments holds, twice that where float32 cannot hold the powers of the data.
+// Of task only the shapes, dtypes and self_terms are read.
 std::int64_t moments_scratch_bytes(MomentsTask& task);
 
 }  // namespace gramless

@@ -19,17 +19,6 @@ inline constexpr double kGiantSquared = 256;
 // rows of a chunk that are summed so, at most
 inline constexpr std::int64_t kMostGiants = 16;
 
-// two blocks whose product is one task
-struct Tile {
-    std::size_t i = 0, j = 0;
-};
-
-struct Segment {
-    const ArrayView* source;
-    std::int64_t first_panel;
-    SelfSums* self;
-};
-
 template <class T>
 struct Giant {
     std::int64_t row;       // within its chunk
@@ -39,13 +28,6 @@ struct Giant {
 // the squared norm above which a row of a chunk is a giant
 template <class T>
 double giant_limit(const T* squared, std::int64_t rows) {
-    double total = 0, largest = 0;
-    for (std::int64_t k = 0; k < rows; ++k) {
-        total += static_cast<double>(squared[k]);
-        largest = std::max(largest, static_cast<double>(squared[k]));
-    }
-    // the mean settles most chunks, without a median
-    if (!(largest * static_cast<double>(rows) > 8 * total)) return std::numeric_limits<double>::infinity();
     T sorted[kChunkRows] = {};
     std::copy_n(squared, rows, sorted);
     std::nth_element(sorted, sorted + rows / 2, sorted + rows);
@@ -57,7 +39,6 @@ template <class T>
 struct Chunk {
     T* panels;
     std::int64_t row, rows;
-    std::int64_t ahead = 0;  // elements to the next chunk's panels
     std::vector<Giant<T>> giants{};
 };
 

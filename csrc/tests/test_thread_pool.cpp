@@ -19,7 +19,7 @@ namespace {
 void each_task_once(std::int64_t count) {
     std::vector<std::atomic<int>> done(static_cast<std::size_t>(count));
     std::vector<std::atomic<int>> in_slot(16);
-    parallel_for(count, [&](std::int64_t index, int worker) {
+    parallel_for(count, num_threads(), [&](std::int64_t index, int worker) {
         CHECK(worker >= 0 && worker < num_threads());
         CHECK(in_slot[static_cast<std::size_t>(worker)].fetch_add(1) == 0);
         done[static_cast<std::size_t>(index)].fetch_add(1);
@@ -33,7 +33,7 @@ void errors_stop_the_work() {
     std::atomic<int> begun{0};
     std::string message;
     try {
-        parallel_for(1000000, [&](std::int64_t index, int) {
+        parallel_for(1000000, num_threads(), [&](std::int64_t index, int) {
             begun.fetch_add(1);
             if (index == 3) throw std::runtime_error("three");
         });
@@ -46,8 +46,8 @@ void errors_stop_the_work() {
 
 void nested_calls_run() {
     std::atomic<int> total{0};
-    parallel_for(8, [&](std::int64_t, int) {
-        parallel_for(5, [&](std::int64_t, int worker) {
+    parallel_for(8, num_threads(), [&](std::int64_t, int) {
+        parallel_for(5, num_threads(), [&](std::int64_t, int worker) {
             CHECK(worker == 0);
             total.fetch_add(1);
         });
@@ -61,7 +61,7 @@ void concurrent_callers() {
     for (int caller = 0; caller < 4; ++caller)
         callers.emplace_back([&] {
             for (int repeat = 0; repeat < 50; ++repeat)
-                parallel_for(20, [&](std::int64_t, int) { total.fetch_add(1); });
+                parallel_for(20, num_threads(), [&](std::int64_t, int) { total.fetch_add(1); });
         });
     for (std::thread& caller : callers)
         caller.join();
@@ -73,7 +73,8 @@ void adds_in_order() {
     const std::int64_t rows = 20 * kMinSlabRows + 5, height = slab_rows(rows);
     std::vector<std::int64_t> scratch(16), seen;
     ordered_loop(
-        rows, height, [&](const Slab& slab, int worker) { scratch[static_cast<std::size_t>(worker)] = slab.begin; },
+        rows, height, num_threads(),
+        [&](const Slab& slab, int worker) { scratch[static_cast<std::size_t>(worker)] = slab.begin; },
         [&](const Slab& slab, int worker) {
             CHECK(scratch[static_cast<std::size_t>(worker)] == slab.begin);
             CHECK(slab.last == (slab.end == rows));
@@ -85,11 +86,37 @@ void adds_in_order() {
         CHECK(seen[i - 1] < seen[i]);
 }
 
+// a call keeps the slots that it began with
+void count_changes_meanwhile() {
+    const int before = num_threads();
+    std::atomic<bool> ended{false};
+    std::thread other([&] {
+        for (int count = 1; !ended.load(); count = count % 5 + 1)
+            set_num_threads(count);
+    });
+    for (int call = 0; call < 200; ++call) {
+        const int threads = num_threads();
+        std::vector<std::atomic<int>> slots(static_cast<std::size_t>(threads));
+        parallel_for(50, threads, [&](std::int64_t, int worker) {
+            CHECK(worker < threads);
+            slots[static_cast<std::size_t>(worker)].fetch_add(1);
+        });
+        int total = 0;
+        for (const std::atomic<int>& slot : slots)
+            total += slot.load();
+        CHECK(total == 50);
+    }
+    ended.store(true);
+    other.join();
+    set_num_threads(before);
+}
+
 void interrupts() {
     bool interrupted = false;
     try {
         parallel_for(
-            1 << 20, [](std::int64_t, int) { std::this_thread::sleep_for(std::chrono::milliseconds(1)); },
+            1 << 20, num_threads(),
+            [](std::int64_t, int) { std::this_thread::sleep_for(std::chrono::milliseconds(1)); },
             [] { throw std::runtime_error("stop"); });
     } catch (const std::runtime_error&) {
         interrupted = true;
@@ -122,6 +149,7 @@ int main(int argc, char** argv) {
         nested_calls_run();
         concurrent_callers();
         adds_in_order();
+        count_changes_meanwhile();
         interrupts();
         if (with_fork) works_after_fork();
     }

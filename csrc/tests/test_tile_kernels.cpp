@@ -102,9 +102,10 @@ void test_pack_and_product(std::int64_t rows, std::int64_t p, std::int64_t q, DT
     AlignedBuffer<double> c((p + 2 * ops.width) * stride), upper((p + 2 * ops.width) * (p + 2 * ops.width));
     c.zero();
     upper.zero();
-    ops.product(a.panels, b.panels, c.data(), stride, false);
-    ops.product(a.panels, b.panels, c.data(), stride, false);
-    ops.product(a.panels, a.panels, upper.data(), p + 2 * ops.width, true);
+    Ahead ahead{{{b.data.data(), 3000}, {nullptr, 0}, {a.data.data(), 64}}};
+    ops.product(a.panels, b.panels, c.data(), stride, false, ahead);
+    ops.product(a.panels, b.panels, c.data(), stride, false, ahead);
+    ops.product(a.panels, a.panels, upper.data(), p + 2 * ops.width, true, ahead);
     for (std::int64_t i = 0; i < p; ++i) {
         for (std::int64_t j = 0; j < q; ++j) {
             double sum = 0;

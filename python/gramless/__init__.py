@@ -9,12 +9,19 @@
 1.0
 """
 
-from ._dispatch import explain, get_num_threads, set_num_threads
+from ._dispatch import get_num_threads, set_num_threads
+from ._explain import explain
+from ._gram import GramState
 from ._states import MomentState
 from ._version import __version__
 from .accumulators import Moments
+from .bandwidths import Bandwidth, bandwidth
+from .estimates import Calibrated, Estimate
+from .gram_pass import GramSums
+from .independence import HSICTest, hsic_test
 from .layers import LayerGrid, SimilarityMatrix, cka_matrix
-from .ops import moments
+from .ops import gram_sums, moments
+from .random_features import RandomFeatures
 from .similarity import cka, cka_distance, hsic
 
 __all__ = [
@@ -23,12 +30,23 @@ __all__ = [
     "hsic",
     "cka_distance",
     "cka_matrix",
+    "hsic_test",
+    # what they return
+    "SimilarityMatrix",
+    "Estimate",
+    "Calibrated",
+    "HSICTest",
     # states and streams
     "moments",
     "MomentState",
     "Moments",
+    "gram_sums",
+    "GramState",
+    "GramSums",
+    "bandwidth",
+    "Bandwidth",
+    "RandomFeatures",
     "LayerGrid",
-    "SimilarityMatrix",
     # control
     "explain",
     "set_num_threads",

@@ -2,106 +2,29 @@
 
 from __future__ import annotations
 
-import sys
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn, TypeAlias
+from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, is_array_api_obj
 from numpy.typing import NDArray
 
-# an array of any library that the array API knows
-Array: TypeAlias = Any
+from ._arrays import Array as Array
+from ._arrays import is_torch as is_torch
+from ._arrays import readable
+from ._arrays import rows as rows
+from ._arrays import to_numpy as to_numpy
 
-FLOATS = ("float16", "bfloat16", "float32", "float64")
 ESTIMATORS = ("unbiased", "biased", "feature_corrected")
-# device codes of DLPack for memory that the host reads directly
-_HOST_DEVICES = (1, 3)
-
-
-def rows(function: str, name: str, x: Any, *, allow_empty: bool = False) -> Array:
-    """Return a 2-d floating array on the host, NumPy or torch, without a copy."""
-    if isinstance(x, np.ndarray):
-        array = _numpy_rows(function, name, x)
-    elif is_torch(x):
-        array = _torch_rows(function, name, x)
-    elif hasattr(x, "__dlpack__") and hasattr(x, "__dlpack_device__"):
-        return rows(function, name, _from_dlpack(function, name, x), allow_empty=allow_empty)
-    else:
-        _refuse_kind(function, name, x)
-    shape = tuple(int(length) for length in array.shape)
-    if len(shape) != 2:
-        raise ValueError(
-            f"{function}: {name}: expected a 2-d array (rows, features), got shape {shape}, flatten or pool first"
-        )
-    if shape[1] == 0 or (shape[0] == 0 and not allow_empty):
-        raise ValueError(f"{function}: expected {name} with at least one row and one feature, got shape {shape}")
-    return array
-
-
-def is_torch(x: Any) -> bool:
-    """Return whether this is a torch tensor; torch is never imported for it."""
-    torch = sys.modules.get("torch")
-    tensor = getattr(torch, "Tensor", None)
-    return tensor is not None and isinstance(x, tensor)
-
-
-def _numpy_rows(function: str, name: str, x: NDArray[Any]) -> NDArray[Any]:
-    if isinstance(x, np.ma.MaskedArray):
-        raise TypeError(f"{function}: {name} is a masked array; drop the masked rows and pass a plain array")
-    _check_dtype(function, name, x.dtype.name, f"{name}.astype(np.float32)")
-    if not x.dtype.isnative:
-        raise TypeError(f"{function}: {name} has foreign byte order; use {name}.astype(np.{x.dtype.name})")
-    return np.asarray(x)
-
-
-def _torch_rows(function: str, name: str, x: Any) -> Any:
-    if str(x.layout) != "torch.strided":
-        raise TypeError(f"{function}: expected a dense tensor for {name}, got layout {x.layout}; use {name}.to_dense()")
-    _check_dtype(function, name, str(x.dtype).removeprefix("torch."), f"{name}.float()")
-    if x.device.type != "cpu":
-        _refuse_device(function, name, str(x.device))
-    return x.detach()
-
-
-def _from_dlpack(function: str, name: str, x: Any) -> Array:
-    kind, index = x.__dlpack_device__()
-    if int(kind) not in _HOST_DEVICES:
-        _refuse_device(function, name, f"DLPack type {int(kind)}, index {index}")
-    torch = sys.modules.get("torch")
-    try:
-        return np.from_dlpack(x)
-    except (BufferError, RuntimeError, TypeError, ValueError) as error:
-        # numpy has no bfloat16 of its own
-        if torch is not None and hasattr(torch, "from_dlpack"):
-            return torch.from_dlpack(x)
-        raise TypeError(f"{function}: cannot read {name} ({type(x).__name__}) through DLPack: {error}") from error
-
-
-def _refuse_kind(function: str, name: str, x: Any) -> NoReturn:
-    advice = f"np.asarray({name}, dtype=np.float32)"
-    if hasattr(x, "to_numpy"):
-        advice = f"{name}.to_numpy()"
-    elif hasattr(x, "toarray"):
-        advice = f"{name}.toarray()"
-    raise TypeError(
-        f"{function}: expected {name} to be a NumPy array, a torch tensor or an array with DLPack, "
-        f"got {type(x).__name__}; use {advice}"
-    )
-
-
-def _refuse_device(function: str, name: str, device: str) -> NoReturn:
-    raise RuntimeError(
-        f"{function}: {name} is on device {device} and this version has no GPU kernel; move it to host memory first"
-    )
-
-
-def _check_dtype(function: str, name: str, dtype: str, advice: str) -> None:
-    if dtype not in FLOATS:
-        known = ", ".join(FLOATS[:-1]) + f" or {FLOATS[-1]}"
-        # a cast would drop what a complex or object array holds
-        use = "" if dtype.startswith(("complex", "object", "void", "str")) else f"; use {advice}"
-        raise TypeError(f"{function}: expected {name} of dtype {known}, got {dtype}{use}")
+KERNELS = ("linear", "rbf", "laplacian", "polynomial", "cosine", "distance")
+WITH_BANDWIDTH = ("rbf", "laplacian")
+# a power is a product of factors, one after the other
+MOST_DEGREE = 64
+# float64 counts rows exactly below this
+MOST_ROWS = 2**53
+# sums of several processes may be added in another order above the diagonal than below
+_ASYMMETRY = 2.0**-40
 
 
 def same_rows(function: str, arrays: Mapping[str, Array]) -> int:
@@ -150,13 +73,26 @@ def pivot(function: str, name: str, value: Any, x: Array | None) -> NDArray[np.f
         return None
     if x is None:
         raise ValueError(f"{function}: {name} given without its array")
-    made = np.ascontiguousarray(value, dtype=np.float64)
-    width = (int(x.shape[1]),)
-    if made.shape != width:
-        raise ValueError(f"{function}: expected {name} of shape {width}, got {made.shape}")
-    if not np.all(np.isfinite(made)):
+    return vector(function, name, value, int(x.shape[1]))
+
+
+def vector(function: str, name: str, value: Any, width: int) -> NDArray[np.float64]:
+    """Return a copy of finite numbers as float64 of shape (width,)."""
+    made = _numbers(function, name, value)
+    if made.shape != (width,):
+        raise ValueError(f"{function}: expected {name} of shape {(width,)}, got {made.shape}")
+    if not np.isfinite(made).all():
         raise ValueError(f"{function}: {name} has non-finite values")
     return made
+
+
+def _numbers(function: str, name: str, value: Any) -> NDArray[np.float64]:
+    """Return a copy of real numbers as float64, whatever holds them."""
+    made = readable(value)
+    if made is None or made.dtype.kind not in "fiu":
+        found = type(value).__name__ if made is None else f"dtype {made.dtype}"
+        raise TypeError(f"{function}: expected {name} to be an array of real numbers, got {found}")
+    return np.array(made, dtype=np.float64)
 
 
 def positive(function: str, name: str, value: Any) -> None:
@@ -165,20 +101,87 @@ def positive(function: str, name: str, value: Any) -> None:
         raise TypeError(f"{function}: expected {name} to be an int, got {type(value).__name__}")
     if value < 1:
         raise ValueError(f"{function}: expected {name} of at least 1, got {value}")
+    if value >= 2**63:
+        raise ValueError(f"{function}: expected {name} below 2^63, got {value}")
+
+
+def seed(function: str, value: Any) -> int:
+    """Return a whole number of at least 0."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{function}: expected seed to be an int, got {type(value).__name__}")
+    if value < 0:
+        raise ValueError(f"{function}: expected seed of at least 0, got {value}")
+    return int(value)
+
+
+def finite(function: str, name: str, value: Any) -> float:
+    """Return a finite number as a float."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(f"{function}: expected {name} to be a number, got {type(value).__name__}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{function}: expected {name} to be finite, got {number}")
+    return number
+
+
+def above_zero(function: str, name: str, value: Any) -> float:
+    """Return a finite number above 0 as a float."""
+    if finite(function, name, value) <= 0:
+        raise ValueError(f"{function}: expected {name} above 0, got {value!r}")
+    return float(value)
 
 
 def choice(function: str, name: str, value: Any, allowed: Sequence[str]) -> None:
     """Refuse all but a few words."""
+    expected = f"{function}: expected {name} to be one of {', '.join(map(repr, allowed))}"
+    if not isinstance(value, str):
+        raise TypeError(f"{expected}, got {type(value).__name__}")
     if value not in allowed:
-        raise ValueError(f"{function}: expected {name} to be one of {', '.join(map(repr, allowed))}, got {value!r}")
+        raise ValueError(f"{expected}, got {value!r}")
 
 
-def kernel(function: str, value: str, bandwidth: Any) -> None:
-    """Refuse all but the kernel of this version, which has no bandwidth."""
-    if value != "linear":
-        raise ValueError(f"{function}: kernel {value!r} is not in this version, use kernel='linear'")
-    if bandwidth is not None:
-        raise ValueError(f"{function}: kernel='linear' has no bandwidth, got bandwidth={bandwidth!r}")
+def gram_kernel(function: str, kernel: str, estimator: str, bandwidth: Any, degree: Any, coef0: Any) -> None:
+    """Refuse an unknown kernel, parameters that it does not have, and an estimator that is not defined for it."""
+    choice(function, "kernel", kernel, KERNELS)
+    if bandwidth is not None and kernel not in WITH_BANDWIDTH:
+        raise ValueError(f"{function}: kernel={kernel!r} has no bandwidth, got bandwidth={bandwidth!r}")
+    positive(function, "degree", degree)
+    if degree > MOST_DEGREE:
+        raise ValueError(f"{function}: expected degree of at most {MOST_DEGREE}, got {degree}")
+    finite(function, "coef0", coef0)
+    if estimator == "feature_corrected" and kernel != "linear":
+        raise ValueError(f"{function}: estimator='feature_corrected' needs kernel='linear', got kernel={kernel!r}")
+
+
+def bandwidths(function: str, name: str, value: Any, kernel: str) -> NDArray[np.float64] | None:
+    """Return a copy of bandwidths as float64 of shape (s,), None for a kernel without."""
+    if kernel not in WITH_BANDWIDTH:
+        if value is not None:
+            raise ValueError(f"{function}: kernel={kernel!r} has no bandwidth, got {name}={value!r}")
+        return None
+    if value is None:
+        raise ValueError(f"{function}: kernel={kernel!r} needs {name}")
+    made = np.atleast_1d(_numbers(function, name, value))
+    if made.ndim != 1 or made.size == 0 or not (np.isfinite(made) & (made > 0)).all():
+        raise ValueError(f"{function}: expected {name} above 0 and finite, of shape (s,), got {value!r}")
+    return made
+
+
+def block_pairs(function: str, pairs: Any, blocks: int) -> NDArray[np.int64]:
+    """Return pairs of blocks as int64 of shape (m, 2), each once and in order."""
+    made = readable(pairs)
+    if made is None or made.ndim != 2 or made.shape[1] != 2 or made.dtype.kind not in "iu":
+        found = type(pairs).__name__ if made is None else f"{made.dtype} {made.shape}"
+        raise ValueError(f"{function}: expected pairs to be whole numbers of shape (m, 2), got {found}")
+    first, second = made[:, 0], made[:, 1]
+    if (first < 0).any() or (first > second).any() or (second >= blocks).any():
+        raise ValueError(f"{function}: expected pairs (i, j) of blocks with 0 <= i <= j < {blocks}")
+    if len(np.unique(made, axis=0)) != len(made):
+        raise ValueError(f"{function}: expected each pair of blocks once")
+    return made.astype(np.int64)
 
 
 def enough_rows(function: str, estimator: str, n: int) -> None:
@@ -196,19 +199,13 @@ def advise_on_nonfinite(error: ValueError, *arrays: Array) -> ValueError:
     return error
 
 
-def to_numpy(x: Array) -> NDArray[Any]:
-    """Return a host array as NumPy, without a copy but for bfloat16 tensors, which become float32."""
-    if not is_torch(x):
-        return np.asarray(x)
-    return np.asarray((x.float() if "bfloat16" in str(x.dtype) else x).numpy())
-
-
 def fits(function: str, needed: int, available: int | None, source: str) -> None:
     """Refuse sums that do not fit into memory."""
     if available is not None and needed > available:
         raise MemoryError(
-            f"{function}: mode='exact' needs {needed:,} bytes for the moments of these layers, {source} is "
-            f"{available:,} bytes; mode='minibatch' is the way for such grids, or compare fewer layers"
+            f"{function}: this grid needs {needed:,} bytes for the moments of its layers, {source} is {available:,} "
+            "bytes; average over batches, with LayerGrid(mode='minibatch') or cka_matrix(batch_size=...), or compare "
+            "fewer layers"
         )
 
 
@@ -216,32 +213,58 @@ def state_header(function: str, state: Any, expected: str) -> int:
     """Return the number of rows of a saved state of the expected format."""
     if not isinstance(state, Mapping):
         raise TypeError(f"{function}: expected a dict, got {type(state).__name__}")
-    found = str(state.get("format", "none"))
+    strange = [key for key in state if not isinstance(key, str)]
+    if strange:
+        raise TypeError(f"{function}: expected keys to be str, got {strange[0]!r}")
+    found = _text(state.get("format"))
     if found != expected:
         raise ValueError(f"{function}: expected a state of format {expected!r}, got format {found!r}")
-    n: Any = state.get("n")
-    number = n.item() if hasattr(n, "item") and getattr(n, "ndim", None) == 0 else n
+    n = state_whole(function, state, "n", " of rows")
+    if n >= MOST_ROWS:
+        raise ValueError(f"{function}: expected 'n' below 2^53, got {n}")
+    return n
+
+
+def state_whole(function: str, state: Mapping[str, Any], key: str, what: str = "") -> int:
+    """Return a whole number of a saved state, at least 0, which may have become a 0-d array on the way."""
+    value: Any = state.get(key)
+    number = value.item() if is_array_api_obj(value) and value.ndim == 0 else value
     if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-        raise ValueError(f"{function}: expected 'n' to be a whole number of rows, got {n!r}")
+        raise ValueError(f"{function}: expected {key!r} to be a whole number{what}, got {value!r}")
     return number
 
 
 def state_text(function: str, state: Mapping[str, Any], key: str) -> str:
-    """Return a text of a saved state, which may have become a 0-d array on the way."""
+    """Return a text of a saved state."""
     if key not in state:
         raise ValueError(f"{function}: the state has no {key!r}")
-    value = state[key].item() if isinstance(state[key], np.ndarray) and state[key].ndim == 0 else state[key]
-    if not isinstance(value, str):
-        raise TypeError(f"{function}: expected {key!r} to be a text, got {type(value).__name__}")
+    value = _text(state[key])
+    if value is None:
+        raise TypeError(f"{function}: expected {key!r} to be a text, got {_kind(state, key)}")
     return value
+
+
+def _text(value: Any) -> str | None:
+    """Return a text, also one that is a 0-d array or the bytes of its UTF-8 as uint8; None if it is none of these."""
+    if isinstance(value, str):
+        return value
+    made = readable(value)
+    if made is not None and made.ndim == 0 and made.dtype.kind == "U":
+        return str(made)
+    if made is None or made.ndim != 1 or made.dtype != np.uint8:
+        return None
+    try:
+        return made.tobytes().decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def state_width(function: str, state: Mapping[str, Any], key: str) -> int:
     """Return the length of a 1-d array of a saved state."""
-    shape = tuple(getattr(state.get(key), "shape", ()))
-    if len(shape) != 1 or shape[0] == 0:
+    value: Any = state.get(key)
+    if not is_array_api_obj(value) or value.ndim != 1 or value.shape[0] == 0:
         raise ValueError(f"{function}: expected {key!r} to be a 1-d array, got {_kind(state, key)}")
-    return int(shape[0])
+    return int(value.shape[0])
 
 
 def state_array(function: str, state: Mapping[str, Any], key: str, shape: tuple[int, ...]) -> Array:
@@ -249,7 +272,7 @@ def state_array(function: str, state: Mapping[str, Any], key: str, shape: tuple[
     value: Any = state.get(key)
     if isinstance(value, float):
         value = np.asarray(value)
-    if not hasattr(value, "dtype") or tuple(value.shape) != shape:
+    if not is_array_api_obj(value) or tuple(value.shape) != shape:
         raise ValueError(f"{function}: expected {key!r} to be an array of shape {shape}, got {_kind(state, key)}")
     if str(value.dtype).removeprefix("torch.") != "float64":
         raise TypeError(f"{function}: expected {key!r} to be float64, got {value.dtype}")
@@ -258,6 +281,15 @@ def state_array(function: str, state: Mapping[str, Any], key: str, shape: tuple[
     if not key.endswith(("cubes", "fourths")) and not bool(xp.all(xp.isfinite(value))):
         raise ValueError(f"{function}: {key!r} has non-finite values")
     return xp.asarray(value, copy=True)
+
+
+def state_squares(function: str, name: str, second: Array, norms: Array) -> None:
+    """Refuse second moments and squared norms that no rows have."""
+    if norms < 0:
+        raise ValueError(f"{function}: expected '{name}.norms' of at least 0, got {float(norms)}")
+    xp = array_namespace(second)
+    if xp.max(xp.abs(second - second.T)) > _ASYMMETRY * xp.max(xp.abs(second)):
+        raise ValueError(f"{function}: expected '{name}.second' to be symmetric")
 
 
 def no_other_keys(function: str, state: Mapping[str, Any], expected: set[str]) -> None:
@@ -271,4 +303,4 @@ def _kind(state: Mapping[str, Any], key: str) -> str:
     if key not in state:
         return "nothing"
     value = state[key]
-    return f"shape {tuple(value.shape)}" if hasattr(value, "shape") else type(value).__name__
+    return f"shape {tuple(value.shape)}" if is_array_api_obj(value) else type(value).__name__

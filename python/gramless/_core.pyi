@@ -1,8 +1,37 @@
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+GRAM_ROWS_IN_FLOAT64: int
+
+def gram_sums(
+    x: Any,
+    y: Any = None,
+    *,
+    kernel: str = "linear",
+    bandwidth_x: NDArray[np.float64] | None = None,
+    bandwidth_y: NDArray[np.float64] | None = None,
+    degree: int = 3,
+    coef0: float = 1.0,
+    block_rows: int | None = None,
+    pairs: NDArray[np.int64] | None = None,
+    nonfinite: str = "raise",
+) -> dict[str, Any]: ...
+def gram_values(
+    layers: Sequence[Any],
+    others: Sequence[Any] | None = None,
+    *,
+    kernel: str = "linear",
+    bandwidths: Sequence[float] | None = None,
+    pivots: Sequence[NDArray[np.float64]] | None = None,
+    degree: int = 3,
+    coef0: float = 1.0,
+    nonfinite: str = "raise",
+) -> dict[str, Any]: ...
+def gram_block_rows(p: int, q: int) -> int: ...
+def gram_scratch_bytes(n: int, p: int, q: int, *, float64: bool, bandwidths: int) -> int: ...
 def moments(
     x: Any,
     y: Any = None,

@@ -1,20 +1,17 @@
-"""Which code runs: the table of backends, the rule of "auto", and what a call will cost."""
+"""Which code runs: the table of backends and the rule of "auto"."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 from . import _checks
-from ._checks import Array
 
 # backends of each kernel, in rising order of preference
-BACKENDS = {"moments": ("reference", "cpu")}
-MEASURES = ("hsic", "cka", "cka_distance", "cka_matrix")
-
-_ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+BACKENDS = {"moments": ("reference", "cpu"), "gram_sums": ("reference", "cpu")}
 
 
 @dataclass(frozen=True)
@@ -26,42 +23,15 @@ class Choice:
     kernel: Callable[..., dict[str, Any]]
 
 
-@dataclass(frozen=True)
-class Explanation:
-    """What a call will run and what that costs; str() is for reading."""
-
-    path: str
-    backend: str
-    why: str
-    flops: int
-    bytes_read: int
-    peak_extra_bytes: int
-
-    def __str__(self) -> str:
-        return (
-            f"{self.path}\n"
-            f"  backend    {self.backend}: {self.why}\n"
-            f"  flops      {self.flops:.3g}\n"
-            f"  read       {_readable(self.bytes_read)}\n"
-            f"  peak extra {_readable(self.peak_extra_bytes)}"
-        )
+def check_backend(function: str, backend: str, stem: str = "moments") -> None:
+    """Refuse a backend that a kernel does not have."""
+    _checks.choice(function, "backend", backend, ("auto", *BACKENDS[stem]))
 
 
-@dataclass(frozen=True)
-class _Cost:
-    flops: int
-    bytes_read: int
-    result: int  # bytes that the caller keeps
-    scratch: int  # bytes that are gone when the kernel returns
-
-
-def check_backend(function: str, backend: str) -> None:
-    """Refuse a backend that no kernel has."""
-    _checks.choice(function, "backend", backend, ("auto", *BACKENDS["moments"]))
-
-
-def resolve(stem: str, backend: str) -> Choice:
+def resolve(stem: str, backend: str, entry: str | None = None) -> Choice:
     """Choose the kernel for host arrays. A backend that is named is the one that runs, or an error.
+
+    A stem has one function of its own name; entry is another one beside it.
 
     Raises
     ------
@@ -70,138 +40,61 @@ def resolve(stem: str, backend: str) -> Choice:
     RuntimeError
         If it is named and its compiled module cannot be loaded; the message says why.
     """
-    check_backend(stem, backend)
+    name = entry or stem
+    check_backend(name, backend, stem)
     core, failure = _load_core()
     if backend == "reference" or (backend == "auto" and core is None):
-        from .reference import moments as definition
-
+        definition = importlib.import_module(f"{__package__}.reference.{stem}")
         why = "asked for" if backend == "reference" else f"the compiled module cannot be loaded ({failure})"
-        return Choice("reference", why, getattr(definition, stem))
+        return Choice("reference", why, getattr(definition, name))
     if core is None:
-        raise RuntimeError(f"{stem}: backend 'cpu' is not available, the compiled module cannot be loaded: {failure}")
+        raise RuntimeError(f"{name}: backend 'cpu' is not available, the compiled module cannot be loaded: {failure}")
     why = "asked for" if backend == "cpu" else f"host arrays and the compiled module, {core.isa_level()}"
-    return Choice("cpu", why, getattr(core, stem))
+    return Choice("cpu", why, getattr(core, name))
 
 
-def explain(
-    measure: str, x: Any, y: Any = None, *, backend: str = "auto", estimator: str = "unbiased", kernel: str = "linear"
-) -> Explanation:
-    """Say which code a call would run and what it costs, without running it.
+def resolve_gram_values(backend: str) -> Choice:
+    """Choose the kernel of Gram tiles of many layers, as `resolve` does for those that stand by themselves."""
+    return resolve("gram_sums", backend, "gram_values")
 
-    Parameters
-    ----------
-    measure : {"hsic", "cka", "cka_distance", "cka_matrix", "moments"}
-        Name of the public function.
-    x, y : array of shape (n, p) and (n, q), or dicts or lists of layers for "cka_matrix"
-        The arguments of that function; y may be absent for "cka_matrix" and "moments".
-    backend, estimator, kernel : str
-        As in that function.
 
-    Returns
-    -------
-    Explanation
-        With fields path, backend, why, flops, bytes_read and peak_extra_bytes (the result of the pass included).
+def gram_block_rows(backend: str, p: int, q: int) -> int:
+    """Return how many rows a block of the kernel gram_sums has by default."""
+    if backend == "reference":
+        from .reference import gram_sums as definition
 
-    Raises
-    ------
-    TypeError, ValueError, RuntimeError
-        As the function itself would.
+        return definition.BLOCK_ROWS
+    return int(core_or_raise("gram_sums").gram_block_rows(p, q))
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import gramless as gl
-    >>> x = np.zeros((1000, 64), np.float32)
-    >>> gl.explain("cka", x, x, backend="reference").flops
-    16512000
-    >>> print(gl.explain("cka", x, x, backend="reference"))
-    cka <- moments (1000, 64) float32, (1000, 64) float32
-      backend    reference: asked for
-      flops      1.65e+07
-      read       500.0 KiB
-      peak extra 3.0 MiB
+
+def gram_in_float64(backend: str, n: int, dtypes: list[str]) -> bool:
+    """Return whether the kernel gram_sums is sure to compute kernel values in float64."""
+    if backend == "reference" or any("float64" in dtype for dtype in dtypes):
+        return True
+    return n <= int(core_or_raise("gram_sums").GRAM_ROWS_IN_FLOAT64)
+
+
+def linear_stem(n: int, p: int, q: int) -> str:
+    """Choose how HSIC of linear kernels is computed: moments, or Gram tiles where these take less than half the flops.
+
+    Tiles take n^2 (p + q) flops, moments n (p + q)^2 and 8 (p^2 + q^2 + p q) bytes.
     """
-    _checks.choice("explain", "measure", measure, (*MEASURES, *BACKENDS))
-    _checks.choice(measure, "estimator", estimator, _checks.ESTIMATORS)
-    _checks.kernel(measure, kernel, None)
-    check_backend(measure, backend)
-    chosen = resolve("moments", backend)
-    if measure == "cka_matrix":
-        xs = _checks.layers(measure, "xs", x)
-        ys = None if y is None else _checks.layers(measure, "ys", y)
-        named = {f"xs[{k!r}]": v for k, v in xs.items()} | {f"ys[{k!r}]": v for k, v in (ys or {}).items()}
-        n = _checks.same_rows(measure, named)
-        cost, pairs = _grid_cost(n, list(xs.values()), None if ys is None else list(ys.values()), chosen.backend)
-        path = f"{measure} <- moments of {len(named)} layers and {pairs} pairs, {n} rows"
-    else:
-        if y is None and measure != "moments":
-            raise TypeError(f"{measure}: expected y")
-        arrays = [_checks.rows(measure, name, a) for name, a in (("x", x), ("y", y)) if a is not None]
-        n = _checks.same_rows(measure, dict(zip("xy", arrays, strict=False)))
-        cost = _cost(n, arrays, chosen.backend)
-        path = f"{measure} <- moments " + ", ".join(f"{tuple(a.shape)} {_dtype(a)}" for a in arrays)
-    return Explanation(path, chosen.backend, chosen.why, cost.flops, cost.bytes_read, cost.result + cost.scratch)
+    return "gram_sums" if 2 * n <= p + q else "moments"
 
 
 def grid_bytes(widths_x: list[int], widths_y: list[int] | None) -> int:
     """Return the most bytes that an exact grid holds: its sums, and the next ones while an update is under way."""
     widths = widths_x + (widths_y or [])
-    pairs = _pairs(len(widths_x), None if widths_y is None else len(widths_y))
+    pairs = layer_pairs(len(widths_x), None if widths_y is None else len(widths_y))
     crosses = [8 * (widths[a] * widths[b] + widths[a] + widths[b] + 1) for a, b in pairs]
     return 2 * (sum(8 * (p * p + 5 * p + 1) for p in widths) + sum(crosses))
 
 
-def _pairs(count_x: int, count_y: int | None) -> list[tuple[int, int]]:
+def layer_pairs(count_x: int, count_y: int | None) -> list[tuple[int, int]]:
     """Return indices into the layers of x followed by those of y."""
     if count_y is None:
         return [(a, b) for a in range(count_x) for b in range(a + 1, count_x)]
     return [(a, count_x + b) for a in range(count_x) for b in range(count_y)]
-
-
-def _grid_cost(n: int, xs: list[Array], ys: list[Array] | None, backend: str) -> tuple[_Cost, int]:
-    arrays = xs + (ys or [])
-    pairs = _pairs(len(xs), None if ys is None else len(ys))
-    costs = [_cost(n, [a], backend) for a in arrays]
-    costs += [_cost(n, [arrays[a], arrays[b]], backend, self_terms=False) for a, b in pairs]
-    held = grid_bytes([a.shape[1] for a in xs], None if ys is None else [a.shape[1] for a in ys])
-    total = _Cost(
-        sum(c.flops for c in costs), sum(c.bytes_read for c in costs), held, max(c.scratch + c.result for c in costs)
-    )
-    return total, len(pairs)
-
-
-def _cost(n: int, arrays: list[Array], backend: str, *, self_terms: bool = True) -> _Cost:
-    """Return the cost of one pass over one or two arrays; symmetric products count half."""
-    widths = [int(a.shape[1]) for a in arrays]
-    flops, result = 0, 0
-    if self_terms:
-        flops += sum(n * p * (p + 1) for p in widths)
-        result += sum(8 * (p * p + 5 * p + 1) for p in widths)
-    if len(widths) == 2:
-        p, q = widths
-        flops += 2 * n * p * q
-        result += 8 * (p * q + p + q + 1)
-    read = sum(n * p * _ITEM_BYTES[_dtype(a)] for p, a in zip(widths, arrays, strict=True))
-    if backend == "reference":
-        scratch = 24 * n * sum(widths)
-    else:
-        float64 = any(_dtype(a) == "float64" for a in arrays)
-        p, q = (*widths, 0)[:2]
-        scratch = _core_or_raise("explain").moments_scratch_bytes(n, p, q, float64=float64, self_terms=self_terms)
-    return _Cost(flops, read, result, scratch)
-
-
-def _dtype(x: Array) -> str:
-    return str(x.dtype).removeprefix("torch.")
-
-
-def _readable(count: int) -> str:
-    size = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
 
 
 def _load_core() -> tuple[ModuleType | None, str]:
@@ -213,11 +106,17 @@ def _load_core() -> tuple[ModuleType | None, str]:
     return _core, ""
 
 
-def _core_or_raise(function: str) -> Any:
+def core_or_raise(function: str) -> Any:
     core, failure = _load_core()
     if core is None:
         raise RuntimeError(f"{function}: the compiled module cannot be loaded: {failure}")
     return core
+
+
+def threads_or_one() -> int:
+    """Return how many threads the CPU kernels use, 1 without the compiled module."""
+    core, _ = _load_core()
+    return 1 if core is None else int(core.get_num_threads())
 
 
 def get_num_threads() -> int:
@@ -239,7 +138,7 @@ def get_num_threads() -> int:
     >>> gl.get_num_threads() >= 1
     True
     """
-    return int(_core_or_raise("get_num_threads").get_num_threads())
+    return int(core_or_raise("get_num_threads").get_num_threads())
 
 
 def set_num_threads(count: int) -> None:
@@ -267,4 +166,4 @@ def set_num_threads(count: int) -> None:
     >>> gl.set_num_threads(before)
     """
     _checks.positive("set_num_threads", "count", count)
-    _core_or_raise("set_num_threads").set_num_threads(count)
+    core_or_raise("set_num_threads").set_num_threads(count)

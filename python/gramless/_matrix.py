@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,8 @@ from numpy.typing import NDArray
 FORMAT = "gramless.similarity_matrix/1"
 # a longer axis is printed by its ends
 _PRINTED = 16
+# values that differ by less are equal: the rounding of float32 products
+_TIE = 1e-5
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -27,7 +28,7 @@ class SimilarityMatrix:
     values : float64 array of shape (L1, L2)
         NaN where a layer has no value.
     stderr : float64 array of shape (L1, L2) or None
-        Standard errors, where they were computed.
+        Standard errors, where they were computed; NaN where there are none, as from a single batch.
     layers_x, layers_y : tuple of str
         Names of the rows and columns, in the order given.
     n : int
@@ -43,6 +44,8 @@ class SimilarityMatrix:
     >>> matrix = gl.SimilarityMatrix(values, None, ("a", "b"), ("c", "d"), 100, "cka", "unbiased")
     >>> matrix
     SimilarityMatrix(unbiased cka of 2 x 2 layers, n = 100)
+    >>> matrix["a", "d"]
+    0.2
     >>> matrix.best_match()
     {'a': 'c', 'b': 'd'}
     >>> matrix.save("matrix.json")
@@ -77,6 +80,12 @@ class SimilarityMatrix:
     def __repr__(self) -> str:
         return f"SimilarityMatrix({self._title()})"
 
+    def __getitem__(self, names: tuple[str, str]) -> float:
+        for name, layers in zip(names, (self.layers_x, self.layers_y), strict=True):
+            if name not in layers:
+                raise KeyError(f"SimilarityMatrix: no layer {name!r} among {', '.join(layers)}")
+        return float(self.values[self.layers_x.index(names[0]), self.layers_y.index(names[1])])
+
     def __str__(self) -> str:
         rows, columns = _shown(self.layers_x), _shown(self.layers_y)
         head = ["", *("..." if j is None else self.layers_y[j] for j in columns)]
@@ -93,14 +102,48 @@ class SimilarityMatrix:
         return f"{self.estimator} {self.measure} of {shape} layers, n = {self.n}"
 
     def _number(self, i: int | None, j: int | None) -> str:
-        return "..." if i is None or j is None else f"{self.values[i, j]:.3f}"
+        return "..." if i is None or j is None else self.text(i, j)
+
+    def text(self, i: int, j: int) -> str:
+        """Return one value as a text, with its standard error where there is one: 0.913 +- 0.004."""
+        value = decimal(self.values[i, j])
+        if self.stderr is None or np.isnan(self.stderr[i, j]):
+            return value
+        return f"{value} +- {decimal(self.stderr[i, j])}"
 
     def best_match(self) -> dict[str, str | None]:
-        """Return for each layer of x the layer of y with the highest value; None where there is no value."""
-        found: dict[str, str | None] = {}
-        for name, row in zip(self.layers_x, self.values, strict=True):
-            found[name] = None if np.isnan(row).all() else self.layers_y[int(np.nanargmax(row))]
+        """Return for each layer of x the layer of y with the highest value, by name; None where there is none.
+
+        As `best_columns`.
+        """
+        columns = zip(self.layers_x, self.best_columns(), strict=True)
+        return {name: None if j is None else self.layers_y[j] for name, j in columns}
+
+    def best_columns(self) -> list[int | None]:
+        """Return for each layer of x the position of the layer of y with the highest value; None where there is none.
+
+        Among values that differ by less than 1e-5, the layer of the same name comes first, then that of the same
+        position, then the first. In the matrix of a model against itself, a layer is no match of its own. Values above
+        1, which only noise gives to CKA, are none.
+        """
+        found: list[int | None] = []
+        for i, (name, row) in enumerate(zip(self.layers_x, self.values, strict=True)):
+            allowed = ~np.isnan(row)
+            if self.measure.endswith("cka"):
+                allowed &= row <= 1 + _TIE
+            if self._of_itself:
+                allowed[i] = False
+            tied = np.flatnonzero(allowed & (row >= row[allowed].max(initial=-np.inf) - _TIE)).tolist()
+            found.append(min(tied, key=lambda j: (self.layers_y[j] != name, j != i, j), default=None))
         return found
+
+    @property
+    def _of_itself(self) -> bool:
+        """Whether both models are one: then the diagonal is 1 by definition, and the rest symmetric."""
+        if self.layers_x != self.layers_y or len(self.layers_x) == 1:
+            return False
+        own = np.diagonal(self.values)
+        return bool((np.isnan(own) | (own == 1)).all()) and np.array_equal(self.values, self.values.T, equal_nan=True)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers, texts and lists, None for NaN: what the JSON file holds."""
@@ -117,7 +160,10 @@ class SimilarityMatrix:
 
     def to_pandas(self) -> Any:
         """Return a pandas DataFrame, with the layers as index and columns. It needs pandas."""
-        import pandas as pd
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ModuleNotFoundError("to_pandas: pandas is not installed: pip install pandas") from error
 
         return pd.DataFrame(self.values, index=list(self.layers_x), columns=list(self.layers_y))
 
@@ -139,10 +185,10 @@ class SimilarityMatrix:
             Path(path).write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
             return
         header = np.array(json.dumps({k: v for k, v in self.to_dict().items() if k not in ("values", "stderr")}))
-        if self.stderr is None:
-            np.savez(path, header=header, values=self.values)
-        else:
-            np.savez(path, header=header, values=self.values, stderr=self.stderr)
+        errors: dict[str, Any] = {} if self.stderr is None else {"stderr": self.stderr}
+        # numpy gives a path without .npz another name
+        with Path(path).open("wb") as file:
+            np.savez(file, header=header, values=self.values, **errors)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SimilarityMatrix:
@@ -156,15 +202,16 @@ class SimilarityMatrix:
             If it cannot be opened.
         """
         suffix = _suffix("load", path)
-        try:
-            if suffix == ".json":
-                return _from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-            # numpy leaves a file open that it cannot read, unless it is ours
-            with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                found = json.loads(str(arrays["header"]))
-                return _from_dict(found | {k: arrays[k] for k in arrays.files if k != "header"})
-        except (AttributeError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
-            raise ValueError(f"SimilarityMatrix.load: cannot read {os.fspath(path)!r}: {error}") from error
+        with Path(path).open("rb") as file:
+            try:
+                if suffix == ".json":
+                    return _from_dict(json.loads(file.read().decode()))
+                with np.load(file, allow_pickle=False) as arrays:
+                    found = json.loads(str(arrays["header"]))
+                    return _from_dict(found | {k: arrays[k] for k in ("values", "stderr") if k in arrays.files})
+            except Exception as error:
+                # what a damaged file makes its parsers raise has no useful bound
+                raise ValueError(f"SimilarityMatrix.load: cannot read {os.fspath(path)!r}: {error}") from error
 
 
 def _from_dict(found: Mapping[str, Any]) -> SimilarityMatrix:
@@ -183,11 +230,23 @@ def _from_dict(found: Mapping[str, Any]) -> SimilarityMatrix:
 
 
 def _suffix(method: str, path: str | os.PathLike[str]) -> str:
-    suffix = Path(path).suffix
+    suffix = Path(path).suffix.lower()
     if suffix not in (".json", ".npz"):
         found = os.fspath(path)
         raise ValueError(f"SimilarityMatrix.{method}: expected a path that ends in .json or .npz, got {found!r}")
     return suffix
+
+
+def decimal(value: float, digits: int = 3) -> str:
+    """Return a number as a text, never -0.000.
+
+    Examples
+    --------
+    >>> from gramless._matrix import decimal
+    >>> decimal(0.25), decimal(-0.0001)
+    ('0.250', '0.000')
+    """
+    return f"{round(float(value), digits) + 0.0:.{digits}f}"
 
 
 def _lists(values: NDArray[np.float64]) -> list[list[float | None]]:

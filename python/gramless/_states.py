@@ -53,7 +53,11 @@ class SelfMoments:
         return _nbytes(self)
 
     def translate(self, pivot: Array) -> SelfMoments:
-        """Return the same rows about another pivot."""
+        """Return the same rows about another pivot, finite numbers of shape (p,)."""
+        return self.about(_beside_own("pivot", pivot, self.pivot))
+
+    def about(self, pivot: Array) -> SelfMoments:
+        """Return the same rows about the pivot of another state."""
         if _same(pivot, self.pivot):
             return self
         return replace(self._shift(pivot - self.pivot), pivot=pivot)
@@ -62,6 +66,8 @@ class SelfMoments:
         """Return the same rows about their mean."""
         return self._shift(self.sum / self.n)
 
+    # sums of far rows may overflow; the estimator that reads them refuses then
+    @np.errstate(over="ignore", invalid="ignore")
     def _shift(self, c: Array) -> SelfMoments:
         xp = array_namespace(self.second)
         n, s, v, square = self.n, self.sum, self.weighted, c @ c
@@ -71,19 +77,17 @@ class SelfMoments:
         diagonal = xp.linalg.diagonal(self.second)
         trace = self.trace
         norms = self.norms - 4 * (c @ v) + 2 * square * trace + 4 * (c @ (self.second @ c))
-        # these may have overflowed already; the estimator that reads them refuses then
-        with np.errstate(over="ignore", invalid="ignore"):
-            cubes = self.cubes - 3 * c * diagonal + 3 * c**2 * s - n * c**3
-            fourths = self.fourths - 4 * c * self.cubes + 6 * c**2 * diagonal - 4 * c**3 * s + n * c**4
+        norms = norms - 4 * square * (c @ s) + n * square**2
         return SelfMoments(
             n=n,
             pivot=self.pivot + c,
             sum=moved,
             second=self.second - (half + half.T),
             weighted=v - c * trace - 2 * (self.second @ c) + 2 * c * (s @ c) + square * moved,
-            norms=xp.asarray(norms - 4 * square * (c @ s) + n * square**2),
-            cubes=cubes,
-            fourths=fourths,
+            # a sum of squares, whatever rounding has left of it
+            norms=xp.asarray(xp.clip(norms, 0.0, None)),
+            cubes=self.cubes - 3 * c * diagonal + 3 * c**2 * s - n * c**3,
+            fourths=self.fourths - 4 * c * self.cubes + 6 * c**2 * diagonal - 4 * c**3 * s + n * c**4,
         )
 
     def merge(self, other: SelfMoments) -> SelfMoments:
@@ -91,7 +95,7 @@ class SelfMoments:
         if other.n == 0 or self.n == 0:
             return self if other.n == 0 else other
         _checks.same_widths("merge", {"x": self.width}, {"x": other.width})
-        return _add(self, beside(other, self).translate(self.pivot))
+        return _add(self, beside(other, self).about(self.pivot))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -121,6 +125,7 @@ class CrossMoments:
         """Return the same rows about their means; x and y are the self moments about the present pivots."""
         return self._shift(x, y, x.sum / x.n, y.sum / y.n)
 
+    @np.errstate(over="ignore", invalid="ignore")
     def _shift(self, x: SelfMoments, y: SelfMoments, c: Array, d: Array) -> CrossMoments:
         xp = array_namespace(self.second)
         n, second, square_c, square_d = x.n, self.second, c @ c, d @ d
@@ -195,14 +200,26 @@ class MomentState:
         return self.x.nbytes + self.y.nbytes + self.cross.nbytes
 
     def translate(self, pivot_x: Array, pivot_y: Array) -> MomentState:
-        """Return the same rows about other pivots, float64 of shapes (p,) and (q,). Exact up to rounding."""
-        _checks.same_widths(
-            "translate",
-            {"x": self.x.width, "y": self.y.width},
-            {"x": int(pivot_x.shape[0]), "y": int(pivot_y.shape[0])},
-        )
+        """Return the same rows about other pivots, exact up to rounding.
+
+        Parameters
+        ----------
+        pivot_x, pivot_y : array of shape (p,) and (q,)
+            Finite numbers, copied.
+
+        Raises
+        ------
+        TypeError
+            If a pivot is no array of real numbers.
+        ValueError
+            If a pivot has another shape, or values that are not finite.
+        """
+        return self.about(_beside_own("pivot_x", pivot_x, self.x.pivot), _beside_own("pivot_y", pivot_y, self.y.pivot))
+
+    def about(self, pivot_x: Array, pivot_y: Array) -> MomentState:
+        """Return the same rows about the pivots of another state."""
         cross = self.cross.translate(self.x, self.y, pivot_x, pivot_y)
-        return MomentState(self.x.translate(pivot_x), self.y.translate(pivot_y), cross)
+        return MomentState(self.x.about(pivot_x), self.y.about(pivot_y), cross)
 
     def centred(self) -> MomentState:
         """Return the same rows about their means."""
@@ -224,7 +241,7 @@ class MomentState:
             return self if other.n == 0 else other
         _checks.same_widths("merge", self._widths(), other._widths())
         near = MomentState(beside(other.x, self.x), beside(other.y, self.y), beside(other.cross, self.cross))
-        moved = near.translate(self.x.pivot, self.y.pivot)
+        moved = near.about(self.x.pivot, self.y.pivot)
         return MomentState(_add(self.x, moved.x), _add(self.y, moved.y), self.cross.merge(moved.cross))
 
     def _parts(self) -> dict[str, Part]:
@@ -233,9 +250,24 @@ class MomentState:
     def _widths(self) -> dict[str, int]:
         return {"x": self.x.width, "y": self.y.width}
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return a flat dict of copies of all arrays, with "n" and "format": it saves without pickle."""
-        return {"format": FORMAT, "n": self.n} | flatten(self._parts())
+    def to_dict(self) -> dict[str, Array]:
+        """Return a flat dict of copies of all arrays, "n" and "format" among them, which saves without pickle.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import gramless as gl
+        >>> from safetensors.numpy import load_file, save_file
+        >>> state = gl.moments(np.eye(5), np.eye(5)[:, :3])
+        >>> save_file(state.to_dict(), "state.safetensors")
+        >>> gl.MomentState.from_dict(load_file("state.safetensors"))
+        MomentState(n=5, p=5, q=3)
+        >>> np.savez("state.npz", **state.to_dict())
+        >>> with np.load("state.npz") as arrays:
+        ...     gl.MomentState.from_dict(arrays)
+        MomentState(n=5, p=5, q=3)
+        """
+        return saved(flatten(self._parts()), format=FORMAT, n=self.n)
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> MomentState:
@@ -244,9 +276,9 @@ class MomentState:
         Raises
         ------
         ValueError
-            If the format, a key, a shape or the number of rows is not what `to_dict` writes.
+            If the format, a key, a shape or the number of rows is not what `to_dict` writes, or no rows have such sums.
         TypeError
-            If an array is not float64.
+            If an array is not float64, or a key not str.
         """
         function = "MomentState.from_dict"
         n = _checks.state_header(function, state, FORMAT)
@@ -255,6 +287,29 @@ class MomentState:
         made = cls(x, y, cross)
         _checks.no_other_keys(function, state, {"format", "n", *flatten(made._parts(), copy=False)})
         return made
+
+
+def saved(arrays: Mapping[str, Array], **plain: str | float) -> dict[str, Array]:
+    """Return texts, numbers and arrays as arrays alone, which any format of files holds: a text as UTF-8 in uint8."""
+    xp = array_namespace(*arrays.values()) if arrays else np
+    made = {
+        key: np.frombuffer(bytearray(value, "utf-8"), np.uint8) if isinstance(value, str) else np.asarray(value)
+        for key, value in plain.items()
+    }
+    return {key: xp.asarray(value) for key, value in made.items()} | dict(arrays)
+
+
+def sealed(part: PartT) -> PartT:
+    """Return a state for hands that may write into its arrays: read-only views, or copies where there are none."""
+    return replace(part, **{name: _sealed(value) for name, value in _arrays(part)})
+
+
+def _sealed(value: Array) -> Array:
+    if not isinstance(value, np.ndarray):
+        return array_namespace(value).asarray(value, copy=True)
+    view = value.view()
+    view.flags.writeable = False
+    return view
 
 
 def flatten(parts: Mapping[str, Part], *, copy: bool = True) -> dict[str, Array]:
@@ -279,7 +334,9 @@ def cross_shapes(p: int, q: int) -> dict[str, tuple[int, ...]]:
 def self_from(function: str, flat: Mapping[str, Any], name: str, n: int) -> SelfMoments:
     """Return the self moments of a flat dict, copied and checked."""
     shapes = self_shapes(_checks.state_width(function, flat, f"{name}.pivot"))
-    return SelfMoments(n, **_arrays_from(function, flat, name, shapes))
+    made = SelfMoments(n, **_arrays_from(function, flat, name, shapes))
+    _checks.state_squares(function, name, made.second, made.norms)
+    return made
 
 
 def cross_from(function: str, flat: Mapping[str, Any], name: str, p: int, q: int) -> CrossMoments:
@@ -327,6 +384,12 @@ def _add(first: PartT, second: PartT) -> PartT:
 
 def _outer(a: Array, b: Array) -> Array:
     return a[:, None] * b[None, :]
+
+
+def _beside_own(name: str, value: Any, own: Array) -> Array:
+    """Return a pivot that was asked for in the library and on the device of the present one, checked."""
+    made = _checks.vector("translate", name, value, int(own.shape[0]))
+    return array_namespace(own).asarray(made, device=device(own))
 
 
 def _same(pivot: Array, own: Array) -> bool:

@@ -10,7 +10,18 @@ from typing import Any
 
 from . import _checks
 from ._checks import Array
-from ._states import CrossMoments, Part, SelfMoments, beside, cross_from, cross_shapes, flatten, self_from, self_shapes
+from ._states import (
+    CrossMoments,
+    Part,
+    SelfMoments,
+    beside,
+    cross_from,
+    cross_shapes,
+    flatten,
+    saved,
+    self_from,
+    self_shapes,
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +41,7 @@ class Layout:
         try:
             widths, pairs = json.loads(text)
             made = cls({str(name): int(width) for name, width in widths}, [(str(a), str(b)) for a, b in pairs])
-        except (TypeError, ValueError) as error:
+        except (OverflowError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(f"{function}: cannot read the layout of the state: {error}") from None
         if not made.widths or not all(a in made.widths and b in made.widths for a, b in made.pairs):
             raise ValueError(f"{function}: the layout of the state names no arrays, or pairs of unknown arrays")
@@ -129,7 +140,7 @@ class MomentTable:
 
     def to_dict(self, form: str) -> dict[str, Any]:
         """Return a flat dict of copies of all arrays, the layout as a text."""
-        return {"format": form, "n": self.n, "layout": self.layout.encode()} | self.flat()
+        return saved(self.flat(), format=form, n=self.n, layout=self.layout.encode())
 
     @classmethod
     def from_dict(cls, function: str, state: Mapping[str, Any], form: str) -> MomentTable:

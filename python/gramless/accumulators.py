@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from . import _checks, ops
 from ._checks import Array
 from ._states import FORMAT as PAIR_FORMAT
-from ._states import MomentState
+from ._states import MomentState, saved, sealed
 from ._tables import Layout, MomentTable
 
 if TYPE_CHECKING:
@@ -19,13 +25,37 @@ if TYPE_CHECKING:
 
 # as many rows as a kernel takes its pivot from
 PIVOT_ROWS = 64
+# what replaces the sums; all else reads them once, as they are between two of these calls
+_ONE_AT_A_TIME = ("update", "merge", "reset", "load_state_dict", "all_reduce")
+
+
+def _alone(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method that waits until no other thread is in such a method of the same object."""
+
+    @functools.wraps(method)
+    def waiting(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        # made on first use, so that no constructor, copy or pickle has to know of it
+        with vars(self).setdefault("_lock", threading.RLock()):
+            return method(self, *arguments, **keywords)
+
+    return waiting
 
 
 class Accumulator(ABC):
     """What every accumulator promises.
 
     A call that raises leaves the accumulator as it was. Neither rows nor the order or sizes of batches are kept.
+    Threads may share an accumulator: no rows are lost.
     """
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        for name in _ONE_AT_A_TIME:
+            if name in vars(cls):
+                setattr(cls, name, _alone(vars(cls)[name]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
 
     @abstractmethod
     def update(self, x: Any, y: Any) -> Self:
@@ -45,7 +75,7 @@ class Accumulator(ABC):
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Return a flat dict of copied arrays, numbers and texts, which saves without pickle."""
+        """Return a flat dict of copied arrays, which saves without pickle."""
 
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -71,12 +101,14 @@ class MomentAccumulator(Accumulator):
     @property
     def n(self) -> int:
         """Number of rows so far."""
-        return self._table.n if self._table else 0
+        table = self._table
+        return table.n if table else 0
 
     @property
     def nbytes(self) -> int:
         """Bytes held by the sums; they do not grow with the rows."""
-        return self._table.nbytes if self._table else 0
+        table = self._table
+        return table.nbytes if table else 0
 
     def reset(self) -> None:
         """Forget all rows."""
@@ -95,10 +127,12 @@ class MomentAccumulator(Accumulator):
         if not isinstance(other, type(self)):
             kinds = f"expected another {type(self).__name__}, got {type(other).__name__}"
             raise TypeError(f"{self._name('merge')}: {kinds}")
-        if other._table is not None:
-            if self._table is not None:
-                _checks.same_widths(self._name("merge"), self._table.widths, other._table.widths)
-            self._table = other._table if self._table is None else self._table.merge(other._table)
+        mine, theirs = self._table, other._table
+        if mine is not None and theirs is not None:
+            _checks.same_widths(self._name("merge"), mine.widths, theirs.widths)
+            self._table = mine.merge(theirs)
+        else:
+            self._table = mine or theirs
         return self
 
     def all_reduce(self, group: Any = None) -> Self:
@@ -121,44 +155,20 @@ class MomentAccumulator(Accumulator):
         import torch.distributed as dist
 
         function = self._name("all_reduce")
-        if not (dist.is_available() and dist.is_initialized()):
-            raise RuntimeError(f"{function}: torch.distributed is not initialised")
-        rank = dist.get_rank(group)
-        if rank < 0:
-            raise RuntimeError(f"{function}: this process is not in the group")
         table = self._table
+        agreed = agree(function, self.n, table.layout.encode() if table else "", group)
+        if agreed is None:
+            return self
+        layout = Layout.decode(function, agreed.text)
         pivots = list(table.pivots.values()) if table else []
         home = pivots[0].device if pivots and _checks.is_torch(pivots[0]) else None
-        device = _device(group)
+        device, source = agreed.device, agreed.source
 
         def bring_home(tensor: Any) -> Array:
             return tensor.cpu().numpy() if home is None else tensor.to(home)
 
-        text = table.layout.encode().encode() if table else b""
-        digest = int.from_bytes(hashlib.sha256(text).digest()[:7], "big")
-        header = torch.tensor([self.n, len(text), digest], dtype=torch.int64, device=device)
-        gathered = [torch.empty_like(header) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(gathered, header, group=group)
-        headers = torch.stack(gathered).tolist()
-        filled = [r for r, (n, _, _) in enumerate(headers) if n]
-        if not filled:
-            return self
-        first = filled[0]
-        differing = [r for r in filled if headers[r][1:] != headers[first][1:]]
-        if differing:
-            raise ValueError(
-                f"{function}: processes {differing} hold other arrays, order or numbers of features than {first}"
-            )
-
-        source = first if group is None else dist.get_global_rank(group, first)
-        letters = torch.zeros(headers[first][1], dtype=torch.uint8, device=device)
-        if rank == first:
-            letters = torch.tensor(list(text), dtype=torch.uint8, device=device)
-        dist.broadcast(letters, source, group=group)
-        layout = Layout.decode(function, bytes(letters.tolist()).decode())
-
         pivot = torch.zeros(sum(layout.widths.values()), dtype=torch.float64, device=device)
-        if rank == first:
+        if dist.get_rank() == source:
             pivot = torch.cat([torch.as_tensor(p, device=device) for p in pivots])
         dist.broadcast(pivot, source, group=group)
         shared = layout.split_pivots(bring_home(pivot))
@@ -171,7 +181,7 @@ class MomentAccumulator(Accumulator):
         dist.all_reduce(packed, group=group)
         flat = layout.split_sums(bring_home(packed))
         flat |= {f"self.{i}.pivot": value for i, value in enumerate(shared.values())}
-        self._table = MomentTable.from_flat(function, layout, sum(n for n, _, _ in headers), flat)
+        self._table = MomentTable.from_flat(function, layout, agreed.n, flat)
         return self
 
     def _name(self, method: str) -> str:
@@ -191,9 +201,10 @@ class MomentAccumulator(Accumulator):
         )
 
     def _filled(self, method: str) -> MomentTable:
-        if self._table is None:
+        table = self._table
+        if table is None:
             raise ValueError(f"{self._name(method)}: no rows yet, update first")
-        return self._table
+        return table
 
 
 class Moments(MomentAccumulator):
@@ -217,6 +228,8 @@ class Moments(MomentAccumulator):
     >>> stream = gl.Moments()
     >>> for start in range(0, 100, 30):
     ...     _ = stream.update(x[start : start + 30], y[start : start + 30])
+    >>> stream
+    Moments(n=100, p=4, q=3)
     >>> stream.finalize()
     MomentState(n=100, p=4, q=3)
     >>> bool(np.isclose(gl.cka(stream.finalize()), gl.cka(x, y)))
@@ -225,6 +238,10 @@ class Moments(MomentAccumulator):
 
     def __init__(self, *, backend: str = "auto") -> None:
         super().__init__(backend)
+
+    def __repr__(self) -> str:
+        table = self._table
+        return f"Moments(n={table.n}, p={table.widths['x']}, q={table.widths['y']})" if table else "Moments(n=0)"
 
     def update(self, x: Array, y: Array) -> Self:
         """Add rows.
@@ -256,7 +273,7 @@ class Moments(MomentAccumulator):
         return self
 
     def finalize(self) -> MomentState:
-        """Return the state of all rows so far; more rows may follow.
+        """Return the state of all rows so far, in arrays that are read-only; more rows may follow.
 
         Raises
         ------
@@ -264,11 +281,27 @@ class Moments(MomentAccumulator):
             If there are no rows yet.
         """
         table = self._filled("finalize")
-        return MomentState(table.selfs["x"], table.selfs["y"], table.crosses["x", "y"])
+        return MomentState(sealed(table.selfs["x"]), sealed(table.selfs["y"]), sealed(table.crosses["x", "y"]))
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the flat dict of `MomentState.to_dict`; without rows, its format and n = 0 alone."""
-        return self.finalize().to_dict() if self._table else {"format": PAIR_FORMAT, "n": 0}
+    def state_dict(self) -> dict[str, Array]:
+        """Return the flat dict of `MomentState.to_dict`, which says how to save it; without rows, format and n alone.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import gramless as gl
+        >>> stream = gl.Moments().update(np.eye(5), np.eye(5)[:, :3])
+        >>> np.savez("stream.npz", **stream.state_dict())
+        >>> restored = gl.Moments()
+        >>> with np.load("stream.npz") as arrays:
+        ...     restored.load_state_dict(arrays)
+        >>> restored
+        Moments(n=5, p=5, q=3)
+        """
+        table = self._table
+        if table is None:
+            return saved({}, format=PAIR_FORMAT, n=0)
+        return MomentState(table.selfs["x"], table.selfs["y"], table.crosses["x", "y"]).to_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Replace all rows by those of a dict made by `state_dict`, which is copied.
@@ -287,6 +320,68 @@ class Moments(MomentAccumulator):
 
 def _pair_table(state: MomentState) -> MomentTable:
     return MomentTable({"x": state.x, "y": state.y}, {("x", "y"): state.cross})
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What the processes of a group hold together."""
+
+    n: int
+    text: str  # layout of the sums
+    source: int  # the first process that has rows
+    device: Any  # where tensors are exchanged
+
+
+def agree(function: str, n: int, text: str, group: Any) -> Agreement | None:
+    """Return the layout that all processes with rows share, and all their rows; None if there are no rows.
+
+    Raises
+    ------
+    RuntimeError
+        If torch.distributed is not initialised, or this process is not in the group.
+    ValueError
+        On every process alike, if the texts differ between processes.
+    """
+    import torch
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        raise RuntimeError(f"{function}: torch.distributed is not initialised")
+    rank = dist.get_rank(group)
+    if rank < 0:
+        raise RuntimeError(f"{function}: this process is not in the group")
+    device, mine = _device(group), text.encode()
+    digest = int.from_bytes(hashlib.sha256(mine).digest()[:7], "big")
+    header = torch.tensor([n, len(mine), digest], dtype=torch.int64, device=device)
+    gathered = [torch.empty_like(header) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(gathered, header, group=group)
+    headers = torch.stack(gathered).tolist()
+    filled = [r for r, (rows, _, _) in enumerate(headers) if rows]
+    if not filled:
+        return None
+    first = filled[0]
+    differing = [r for r in filled if headers[r][1:] != headers[first][1:]]
+    if differing:
+        raise ValueError(
+            f"{function}: processes {differing} hold other arrays, order or numbers of features than {first}"
+        )
+    source = first if group is None else dist.get_global_rank(group, first)
+    letters = torch.zeros(headers[first][1], dtype=torch.uint8, device=device)
+    if rank == first:
+        letters = torch.tensor(list(mine), dtype=torch.uint8, device=device)
+    dist.broadcast(letters, source, group=group)
+    return Agreement(sum(rows for rows, _, _ in headers), bytes(letters.tolist()).decode(), source, device)
+
+
+def gather(vector: NDArray[np.float64], group: Any) -> list[NDArray[np.float64]]:
+    """Return the vectors of all processes of a group, in their order."""
+    import torch
+    import torch.distributed as dist
+
+    mine = torch.as_tensor(vector, device=_device(group))
+    found = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(found, mine, group=group)
+    return [tensor.cpu().numpy() for tensor in found]
 
 
 def _device(group: Any) -> Any:

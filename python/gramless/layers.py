@@ -1,49 +1,71 @@
-"""Many layers against many: every pair of them from one stream of batches."""
+"""Many layers against many: every pair of them, from one stream of batches or from whole arrays."""
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from . import _checks, _dispatch, ops
+from . import _checks, _dispatch
+from ._batches import BatchTable
 from ._checks import Array
 from ._matrix import SimilarityMatrix
 from ._memory import available_bytes
-from ._states import CrossMoments, SelfMoments, add_into, beside
-from ._tables import MomentTable
-from .accumulators import PIVOT_ROWS, MomentAccumulator
-from .measures import cka as _measures
+from ._progress import watched
+from ._sides import matrix_of, named_layers
+from .accumulators import Accumulator
+from .exact_grid import ExactGrid
+from .gram_grid import GridKernel, grid_sums
+from .grid_plan import batch_bounds, check_estimator, plan_grid
+from .minibatch import WEIGHTS, MinibatchGrid
 
 if TYPE_CHECKING:
     from typing import Self
 
 __all__ = ["LayerGrid", "SimilarityMatrix", "cka_matrix"]
 
-FORMAT = "gramless.layer_grid/1"
+MODES = ("exact", "minibatch")
 
 
-class LayerGrid(MomentAccumulator):
+class LayerGrid(Accumulator):
     """CKA between all pairs of layers of two models, or of one, from a stream of batches.
 
     Parameters
     ----------
-    mode : {"exact"}
-        "exact" holds the cross moments of every pair; the result does not depend on the batches.
+    mode : {"exact", "minibatch"}
+        "exact" holds the cross moments of every pair; the result does not depend on the batches, the kernel is linear.
+        "minibatch" averages the unbiased HSIC of each batch (Nguyen, Raghu and Kornblith 2021, arXiv:2010.15327); it
+        holds a few numbers for each pair, and gives standard errors.
+    kernel : {"linear", "rbf"}
+        The kernel of all layers.
+    bandwidth : float or {"median", "kornblith"}, optional
+        Of the rbf kernel, exp(-d^2 / (2 bandwidth^2)): a number for all layers, or the rule that gives every layer its
+        own in each batch, as in `gramless.bandwidth`. Default: "median".
+    bandwidth_scale : float
+        Factor of the bandwidth.
+    weights : {"rows", "equal"}
+        How batches count in the average: by their rows, or each the same, as other implementations have it.
     max_bytes : int, optional
-        The most memory that the sums may take. Default: what the machine and its control groups have free.
+        The most memory to take, for sums and kernel values. Default: what the machine and its control groups have free.
     backend : {"auto", "reference", "cpu"}
         As in `gramless.moments`.
     progress : bool
-        Show a progress bar over the pairs of each update.
+        Show a progress bar over the pairs of each update of mode "exact".
 
     Notes
     -----
-    For widths p of the layers of x and q of y it takes 16 (sum p^2 + sum q^2 + sum p q) bytes: the sums, and their next
+    "exact": for widths p of the layers of x and q of y 16 (sum p^2 + sum q^2 + sum p q) bytes: the sums, and their next
     value while an update is under way. Per row 2 sum p q flops for the pairs; self terms are computed once per layer.
+
+    "minibatch": 48 bytes for each pair of layers, however many batches. A batch of n rows of l layers takes n^2 sum p
+    + n^2 l^2 / 2 flops, and up to 64 MiB of kernel values; larger batches go by blocks of rows. Products are float32
+    unless a layer is float64. Batches of fewer than 4 rows wait for the next one; what is left of them at the end is
+    not counted, with a warning.
+
+    The standard error of a value is that of the average over batches like these: batches are taken as independent
+    draws from one population, so shuffle data that is sorted by class or document. It comes from how the batches differ
+    (delta method), is NaN for fewer than 2 of them, and is itself rough for fewer than 10. It holds no bias: the ratio
+    of averages is off by about 1 / (number of rows), and the expectation of an rbf value with a bandwidth by rule is
+    that of batches of this size.
 
     Examples
     --------
@@ -59,20 +81,57 @@ class LayerGrid(MomentAccumulator):
         other
     in  1.000
     out 0.624
+
+    >>> grid = gl.LayerGrid("minibatch", kernel="rbf")
+    >>> for _ in range(20):
+    ...     x = rng.standard_normal((50, 4))
+    ...     _ = grid.update({"in": x, "out": x[:, :2]}, {"other": -x})
+    >>> print(grid.finalize())
+    unbiased rbf cka of 2 x 1 layers, n = 1000
+                 other
+    in  1.000 +- 0.000
+    out 0.670 +- 0.018
     """
 
     def __init__(
-        self, mode: str = "exact", *, max_bytes: int | None = None, backend: str = "auto", progress: bool = False
+        self,
+        mode: str = "exact",
+        *,
+        kernel: str = "linear",
+        bandwidth: float | str | None = None,
+        bandwidth_scale: float = 1.0,
+        weights: str = "rows",
+        max_bytes: int | None = None,
+        backend: str = "auto",
+        progress: bool = False,
     ) -> None:
-        super().__init__(backend)
-        if mode == "minibatch":
-            raise ValueError("LayerGrid: mode='minibatch' is not in this version, use mode='exact'")
-        _checks.choice("LayerGrid", "mode", mode, ("exact",))
-        _dispatch.check_backend("LayerGrid", backend)
+        function = "LayerGrid"
+        _checks.choice(function, "mode", mode, MODES)
+        chosen = GridKernel.checked(function, kernel, bandwidth, bandwidth_scale)
+        _checks.choice(function, "weights", weights, WEIGHTS)
+        _dispatch.check_backend(function, backend)
         if max_bytes is not None:
-            _checks.positive("LayerGrid", "max_bytes", max_bytes)
-        self._max_bytes = max_bytes
-        self._progress = progress
+            _checks.positive(function, "max_bytes", max_bytes)
+        self._grid: ExactGrid | MinibatchGrid
+        if mode == "minibatch":
+            self._grid = MinibatchGrid(function, chosen, weights, max_bytes, backend)
+        elif kernel != "linear" or weights != "rows":
+            raise ValueError(
+                f"{function}: mode='exact' has kernel='linear' and no weights, got kernel={kernel!r}, "
+                f"weights={weights!r}; use mode='minibatch', or cka_matrix for arrays that are in memory as a whole"
+            )
+        else:
+            self._grid = ExactGrid(function, max_bytes, backend, progress=progress)
+
+    @property
+    def n(self) -> int:
+        """Number of rows so far."""
+        return self._grid.n
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by the sums; they do not grow with the rows."""
+        return self._grid.nbytes
 
     def update(self, xs: Any, ys: Any = None) -> Self:
         """Add the rows of one batch.
@@ -89,9 +148,27 @@ class LayerGrid(MomentAccumulator):
         TypeError, ValueError, RuntimeError
             As `gramless.moments`, and ValueError if layers are missing, unknown or of other width than before.
         MemoryError
-            If the sums do not fit; the message says what they need.
+            If the sums or kernel values do not fit; the message says what they need.
         """
-        self._consume(self._name("update"), xs, ys)
+        self._grid.update(xs, ys)
+        return self
+
+    def merge(self, other: Self) -> Self:
+        """Add all rows of another grid, which stays as it is. An empty one changes nothing.
+
+        Raises
+        ------
+        TypeError
+            If other is no grid, or one of another mode.
+        ValueError
+            If the layers, their numbers of features, the kernels or the weights differ.
+        """
+        theirs: Any = other._grid if isinstance(other, LayerGrid) else None
+        if not isinstance(theirs, type(self._grid)):
+            found = type(other).__name__ if theirs is None else "one of another mode"
+            raise TypeError(f"LayerGrid.merge: expected another LayerGrid of the same mode, got {found}")
+        mine: Any = self._grid
+        mine.merge(theirs)
         return self
 
     def finalize(self, *, estimator: str = "unbiased") -> SimilarityMatrix:
@@ -103,18 +180,22 @@ class LayerGrid(MomentAccumulator):
         Parameters
         ----------
         estimator : {"unbiased", "biased", "feature_corrected"}
-            As in `gramless.cka`.
+            As in `gramless.cka`; mode "minibatch" has the first alone.
 
         Raises
         ------
         ValueError
             If there are no rows yet, or n < 4 (biased: n < 2).
         """
-        return self._result(self._name("finalize"), estimator)
+        return self._grid.result("LayerGrid.finalize", estimator)
+
+    def reset(self) -> None:
+        """Forget all rows."""
+        self._grid.reset()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return a flat dict of copied arrays, numbers and texts, which saves without pickle."""
-        return self._table.to_dict(FORMAT) if self._table else {"format": FORMAT, "n": 0}
+        """Return a flat dict of copied arrays, which saves without pickle."""
+        return self._grid.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Replace all rows by those of a dict made by `state_dict`, which is copied.
@@ -122,124 +203,24 @@ class LayerGrid(MomentAccumulator):
         Raises
         ------
         TypeError, ValueError
-            If the dict is not one of these. The rows so far are kept.
+            If the dict is not one of these, or of another mode, kernel or weights. The rows so far are kept.
         """
-        function = self._name("load_state_dict")
-        if _checks.state_header(function, state, FORMAT) == 0:
-            self._table = None
-            return
-        table = MomentTable.from_dict(function, state, FORMAT)
-        if not all(name.startswith(("x/", "y/")) for name in table.selfs) or set(table.crosses) != set(
-            _pairs(table.selfs)
-        ):
-            raise ValueError(f"{function}: the layout of the state is not that of a layer grid")
-        self._table = table
+        self._grid.load_state_dict(state)
 
-    def _consume(self, function: str, xs: Any, ys: Any) -> None:
-        arrays = {f"x/{name}": x for name, x in _checks.layers(function, "xs", xs).items()}
-        if ys is not None:
-            arrays |= {f"y/{name}": y for name, y in _checks.layers(function, "ys", ys).items()}
-        n = _checks.same_rows(function, arrays)
-        widths = {name: int(a.shape[1]) for name, a in arrays.items()}
-        before = self._table
-        if before is not None:
-            _checks.same_widths(function, before.widths, widths)
-            arrays = {name: arrays[name] for name in before.widths}
-        if n == 0:
-            return
-        if before is None:
-            self._check_memory(function, widths)
-        pivots = self._pivots_for(n)
-        selfs = {name: self._self_terms(function, name, a, pivots.get(name)) for name, a in arrays.items()}
-        about = {name: part.pivot for name, part in selfs.items()}
-        if before is not None:
-            selfs = {name: beside(part, before.selfs[name]) for name, part in selfs.items()}
-            # the pivots follow the rows until enough have been seen
-            target = {name: part.pivot for name, part in (before.selfs if before.n >= PIVOT_ROWS else selfs).items()}
-        crosses = {}
-        for a, b in self._watched(_pairs(arrays)):
-            cross = self._cross_terms(arrays[a], arrays[b], about[a], about[b])
-            # added at once and in place: a table of this batch alone would cost as much as the sums
-            if before is not None:
-                old = before.crosses[a, b].translate(before.selfs[a], before.selfs[b], target[a], target[b])
-                new = beside(cross, selfs[a]).translate(selfs[a], selfs[b], target[a], target[b])
-                cross = add_into(new, old)
-            crosses[a, b] = cross
-        if before is not None:
-            for name, part in before.selfs.items():
-                selfs[name] = add_into(selfs[name].translate(target[name]), part.translate(target[name]))
-        self._table = MomentTable(selfs, crosses)
+    def all_reduce(self, group: Any = None) -> Self:
+        """Replace the rows of each process by those of all, with torch.distributed.
 
-    def _self_terms(self, function: str, name: str, x: Array, pivot: Array | None) -> SelfMoments:
-        try:
-            return ops.moments(x, pivot_x=pivot, backend=self._backend)
-        except ValueError as error:
-            raise ValueError(f"{function}: layer {name}: {error}") from None
+        Every process of the group calls it, once; calling it twice counts rows twice. Processes without rows take part.
 
-    def _cross_terms(self, x: Array, y: Array, pivot_x: Array, pivot_y: Array) -> CrossMoments:
-        # by Cauchy-Schwarz these sums are finite if the self terms are, which have been checked
-        return ops.moments(
-            x,
-            y,
-            pivot_x=pivot_x,
-            pivot_y=pivot_y,
-            self_terms=False,
-            nonfinite="propagate",
-            backend=self._backend,
-        )
-
-    def _check_memory(self, function: str, widths: dict[str, int]) -> None:
-        of_x = [width for name, width in widths.items() if name.startswith("x/")]
-        of_y = [width for name, width in widths.items() if name.startswith("y/")]
-        needed = _dispatch.grid_bytes(of_x, of_y or None)
-        if self._max_bytes is None:
-            _checks.fits(function, needed, available_bytes(), "available")
-        else:
-            _checks.fits(function, needed, self._max_bytes, "max_bytes")
-
-    def _watched(self, pairs: list[tuple[str, str]]) -> Iterable[tuple[str, str]]:
-        if not self._progress:
-            return pairs
-        from rich.progress import track
-
-        return track(pairs, description="pairs of layers")
-
-    def _result(self, function: str, estimator: str) -> SimilarityMatrix:
-        _checks.choice(function, "estimator", estimator, _checks.ESTIMATORS)
-        table = self._filled("finalize")
-        _checks.enough_rows(function, estimator, table.n)
-        centred = {name: part.centred() for name, part in table.selfs.items()}
-        roots: dict[str, float] = {}
-        problems: dict[str, str] = {}
-        for name, part in table.selfs.items():
-            value, problem = _measures.self_hsic(centred[name], estimator)
-            if _measures.is_constant(part):
-                problem = "is constant"
-            if problem:
-                problems[name] = problem
-            else:
-                roots[name] = math.sqrt(value)
-        if problems:
-            named = "; ".join(f"layer {name} {problem}" for name, problem in problems.items())
-            warnings.warn(f"{function}: no CKA, NaN instead: {named}", RuntimeWarning, stacklevel=3)
-
-        names_x = [name for name in table.selfs if name.startswith("x/")]
-        names_y = [name for name in table.selfs if name.startswith("y/")] or names_x
-        values = np.full((len(names_x), len(names_y)), np.nan)
-        for i, a in enumerate(names_x):
-            for j, b in enumerate(names_y):
-                if a in problems or b in problems:
-                    continue
-                if a == b:
-                    values[i, j] = 1.0
-                elif (a, b) in table.crosses:
-                    cross = table.crosses[a, b].centred(table.selfs[a], table.selfs[b])
-                    hsic = _measures.cross_hsic(centred[a], centred[b], cross, estimator)
-                    values[i, j] = hsic / roots[a] / roots[b]
-                else:
-                    values[i, j] = values[j, i]
-        layers_x, layers_y = (tuple(name[2:] for name in names) for names in (names_x, names_y))
-        return SimilarityMatrix(values, None, layers_x, layers_y, table.n, "cka", estimator)
+        Raises
+        ------
+        RuntimeError
+            If torch.distributed is not initialised, or this process is not in the group.
+        ValueError
+            On every process alike, if the layers or their numbers of features differ between processes.
+        """
+        self._grid.all_reduce(group)
+        return self
 
 
 def cka_matrix(
@@ -247,7 +228,11 @@ def cka_matrix(
     ys: Any = None,
     *,
     estimator: str = "unbiased",
+    batch_size: int | None = None,
     kernel: str = "linear",
+    bandwidth: float | str | None = None,
+    bandwidth_scale: float = 1.0,
+    weights: str = "rows",
     max_bytes: int | None = None,
     backend: str = "auto",
     progress: bool = False,
@@ -261,15 +246,18 @@ def cka_matrix(
     ys : dict or list of arrays of shape (n, q), optional
         The layers of the other model. Without it, xs against itself, where the diagonal is exactly 1.
     estimator : {"unbiased", "biased", "feature_corrected"}
-        As in `gramless.cka`.
-    kernel : {"linear"}
-        The kernel of all Gram matrices.
+        As in `gramless.cka`. Batches have the first alone, the rbf kernel the first two.
+    batch_size : int, optional
+        Average over batches of so many rows in the order given, with standard errors: see `LayerGrid`. A remainder of
+        fewer than 4 rows joins the last batch. Default: all pairs of rows, and no standard errors.
+    kernel, bandwidth, bandwidth_scale, weights
+        As in `LayerGrid`. A rule for the bandwidth is that of each batch, or of all rows.
     max_bytes : int, optional
-        The most memory that the sums may take. Default: what the machine and its control groups have free.
+        The most memory to take, for sums and kernel values. Default: what the machine and its control groups have free.
     backend : {"auto", "reference", "cpu"}
         A named backend never falls back to another.
     progress : bool
-        Show a progress bar over the pairs.
+        Show a progress bar over the pairs of layers, or of blocks of rows.
 
     Returns
     -------
@@ -286,7 +274,10 @@ def cka_matrix(
 
     Notes
     -----
-    Cost as in `LayerGrid`, which takes the same layers batch by batch.
+    Over all rows there are two ways to the same values. Moments, for the linear kernel, cost as in `LayerGrid`. Tiles
+    of the kernel matrices of l layers take n^2 sum p + n^2 l^2 / 2 flops, 32 n l bytes and up to 64 MiB of kernel
+    values of blocks of rows. Tiles are taken where moments do not fit into memory or cost more than twice the flops;
+    `gramless.explain` shows both costs and the rows of a block.
 
     Examples
     --------
@@ -301,20 +292,49 @@ def cka_matrix(
     ('first', 'second')
     """
     function = "cka_matrix"
-    _checks.kernel(function, kernel, None)
-    _checks.choice(function, "estimator", estimator, _checks.ESTIMATORS)
+    chosen = GridKernel.checked(function, kernel, bandwidth, bandwidth_scale)
+    check_estimator(function, estimator, chosen, of_batches=batch_size is not None)
+    _checks.choice(function, "weights", weights, WEIGHTS)
+    if batch_size is None and weights != "rows":
+        raise ValueError(f"{function}: weights={weights!r} needs batch_size")
     _dispatch.check_backend(function, backend)
-    first = next(iter(_checks.layers(function, "xs", xs).values()))
-    _checks.enough_rows(function, estimator, int(first.shape[0]))
-    grid = LayerGrid(max_bytes=max_bytes, backend=backend, progress=progress)
-    grid._consume(function, xs, ys)
-    return grid._result(function, estimator)
+    if max_bytes is not None:
+        _checks.positive(function, "max_bytes", max_bytes)
+    arrays = named_layers(function, xs, ys)
+    n = _checks.same_rows(function, arrays)
+    _checks.enough_rows(function, estimator, n)
+    if batch_size is not None:
+        grid = MinibatchGrid(function, chosen, weights, max_bytes, backend)
+        for start, stop in watched(batch_bounds(function, n, batch_size), "batches", shown=progress):
+            grid.add(function, {name: rows[start:stop] for name, rows in arrays.items()})
+        return grid.result(function, estimator)
+    limit, source = (available_bytes(), "available") if max_bytes is None else (max_bytes, "max_bytes")
+    plan = plan_grid(arrays, estimator=estimator, kernel=chosen, backend=backend, limit=limit)
+    if plan.path == "moments":
+        exact = ExactGrid(function, max_bytes, backend, progress=progress)
+        exact.add(function, arrays)
+        return exact.result(function, estimator)
+    plan.blocks.refuse_beyond(function, limit, source)
+    return _by_tiles(function, arrays, chosen, plan.blocks.block, estimator, backend, progress=progress)
 
 
-def _pairs(arrays: Iterable[str]) -> list[tuple[str, str]]:
-    """Return all layers of x with all of y, or each pair of layers of x once."""
-    names_x = [name for name in arrays if name.startswith("x/")]
-    names_y = [name for name in arrays if name.startswith("y/")]
-    if names_y:
-        return [(a, b) for a in names_x for b in names_y]
-    return [(a, b) for i, a in enumerate(names_x) for b in names_x[i + 1 :]]
+def _by_tiles(
+    function: str,
+    arrays: Mapping[str, Array],
+    kernel: GridKernel,
+    block: int,
+    estimator: str,
+    backend: str,
+    *,
+    progress: bool,
+) -> SimilarityMatrix:
+    """Return CKA of all pairs of layers over all their rows, by tiles of kernel matrices."""
+    names, layers, biased = list(arrays), list(arrays.values()), estimator == "biased"
+    try:
+        sums = grid_sums(layers, kernel, names=names, block=block, backend=backend, diagonals=biased, progress=progress)
+    except ValueError as error:
+        raise ValueError(f"{function}: {error}") from None
+    table = BatchTable.of(names, sums, biased=biased)
+    values, _ = table.cka()
+    problems = table.problems(kernel, estimator)
+    return matrix_of(function, names, values, None, problems, n=sums.n, measure=kernel.measure, estimator=estimator)

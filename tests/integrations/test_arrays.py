@@ -200,6 +200,39 @@ def test_comparison_equals_that_in_memory(tmp_path, layers, estimator):
     assert (got.measure, got.estimator, got.stderr) == ("cka", estimator, None)
 
 
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+@pytest.mark.parametrize("size", [4, 60, 300, N, 2 * N])
+def test_batches_equal_those_in_memory(tmp_path, layers, monkeypatch, kernel, size):
+    monkeypatch.setattr(sources, "CHUNK_BYTES", 256 * sum(x[:1].nbytes for x in layers.values()))
+    np.savez_compressed(tmp_path / "a.npz", **layers)
+    got = compare_files(tmp_path / "a.npz", batch_size=size, kernel=kernel)
+    expected = gl.cka_matrix(layers, batch_size=size, kernel=kernel)
+    np.testing.assert_array_equal(got.values, expected.values)
+    np.testing.assert_array_equal(got.stderr, expected.stderr)
+
+
+@pytest.mark.parametrize("estimator", ["unbiased", "biased"])
+def test_the_rbf_kernel_over_all_rows(tmp_path, layers, estimator):
+    other = {"out": layers["input"][:, ::-1].copy()}
+    np.savez(tmp_path / "a.npz", **columns_first(layers))
+    save_file(other, tmp_path / "b.safetensors")
+    got = compare_files(
+        tmp_path / "a.npz", tmp_path / "b.safetensors", kernel="rbf", bandwidth=3.0, estimator=estimator
+    )
+    expected = gl.cka_matrix(layers, other, kernel="rbf", bandwidth=3.0, estimator=estimator)
+    np.testing.assert_array_equal(got.values, expected.values)
+    assert (got.measure, got.stderr) == ("rbf cka", None)
+
+
+def test_a_null_of_a_model_against_itself(tmp_path, layers):
+    np.savez(tmp_path / "a.npz", **layers)
+    got = compare_files(tmp_path / "a.npz", null="permutation", n_permutations=20)
+    np.testing.assert_array_equal(got.null_mean, got.null_mean.T)
+    assert not got.within_null.any()
+    with pytest.raises(ValueError, match="expected null to be one of 'permutation', got 'gamma'"):
+        compare_files(tmp_path / "a.npz", null="gamma")
+
+
 def test_a_model_against_itself(tmp_path, layers):
     np.savez(tmp_path / "a.npz", **layers)
     got = compare_files(tmp_path / "a.npz")
@@ -227,14 +260,15 @@ def test_a_dead_layer_does_not_lose_the_run(tmp_path, layers):
     assert np.isfinite(got.values[:3, :3]).all()
 
 
+@pytest.mark.parametrize("options", [{}, {"batch_size": 64}, {"kernel": "rbf"}])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_value_that_is_not_finite_is_named(tmp_path, layers, monkeypatch, bad):
+def test_a_value_that_is_not_finite_is_named(tmp_path, layers, monkeypatch, bad, options):
     monkeypatch.setattr(sources, "CHUNK_BYTES", 2 * sum(x[:256].nbytes for x in layers.values()))
     np.savez(tmp_path / "a.npz", **layers)
     layers["relu9"][700, 2] = bad
     np.savez(tmp_path / "b.npz", **layers)
     with pytest.raises(ValueError, match=r"b\.npz: layer relu9 has a non-finite value in row 700$"):
-        compare_files(tmp_path / "a.npz", tmp_path / "b.npz")
+        compare_files(tmp_path / "a.npz", tmp_path / "b.npz", **options)
 
 
 def test_rows_must_agree_before_any_work(tmp_path, layers, monkeypatch):
@@ -304,6 +338,15 @@ def test_resident_memory_is_bounded_whatever_the_size_of_the_file(name, fortran,
     call, warm = "compare_files(make(2_400_000, 64))", "compare_files(make(300, 64))"
     prepare = MAKE.format(name=name, fortran=fortran, more=more)
     growth = memory.peak_extra_bytes(prepare, call, warm)
+    assert growth < bounds.MEMORY_FACTOR * sources.CHUNK_BYTES + 2 * bounds.MEMORY_SLACK_BYTES
+
+
+def test_batches_keep_resident_memory_bounded():
+    # 102 MB of rows
+    prepare = MAKE.format(name="a.npy", fortran=False, more="")
+    growth = memory.peak_extra_bytes(
+        prepare, "compare_files(make(100_000, 256), batch_size=512)", "compare_files(make(1000, 256), batch_size=512)"
+    )
     assert growth < bounds.MEMORY_FACTOR * sources.CHUNK_BYTES + 2 * bounds.MEMORY_SLACK_BYTES
 
 

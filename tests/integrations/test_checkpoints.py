@@ -9,7 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from gramless.integrations import arrays, checkpoints, sources
+from gramless.exact_grid import ExactGrid
+from gramless.integrations import arrays, checkpoints, cli, sources
 from gramless.integrations.arrays import compare_files
 from gramless.layers import LayerGrid
 from support import memory
@@ -29,14 +30,14 @@ def files(tmp_path, monkeypatch):
 
 def interrupted_after(monkeypatch, updates):
     """Ctrl-C in the middle of an update."""
-    real, count = LayerGrid._cross_terms, itertools.count()
+    real, count = ExactGrid._cross_terms, itertools.count()
 
     def update(self, *arguments):
         if next(count) == 4 * updates + 1:
             raise KeyboardInterrupt
         return real(self, *arguments)
 
-    monkeypatch.setattr(LayerGrid, "_cross_terms", update)
+    monkeypatch.setattr(ExactGrid, "_cross_terms", update)
 
 
 @pytest.mark.parametrize("updates", [1, 2, 3])
@@ -137,9 +138,72 @@ def test_what_is_no_checkpoint_is_refused_and_kept(files, tmp_path, content):
         np.savez_compressed(tmp_path / "x.npz", **arrays_in)
         content = (tmp_path / "x.npz").read_bytes()
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="sums: not a checkpoint of gramless"):
+    with pytest.raises(ValueError, match="sums: not a gramless checkpoint: "):
         compare_files(*files, checkpoint=path)
     assert path.read_bytes() == content
+
+
+def changed(path, **entries):
+    """Write other entries into a checkpoint."""
+    with np.load(path) as arrays_in:
+        found = dict(arrays_in) | entries
+    with path.open("wb") as file:
+        np.savez(file, **found)
+
+
+HOSTILE = {
+    "a width that overflows": {"layout": np.array('[[["x/h2", 1e400]], []]')},
+    "a deep layout": {"layout": np.array("[" * 100_000)},
+    "more rows than there are": {"n": np.array(256 * 5)},
+    "a part of a chunk": {"n": np.array(255)},
+    "negative rows": {"n": np.array(-256)},
+    "huge rows": {"n": np.array(10.0**300)},
+    "deep marks": {checkpoints.KEY: np.array("[" * 100_000)},
+    "marks of another kind": {checkpoints.KEY: np.array("3")},
+    "other layers": {"format": np.array("gramless.moments/1")},
+    "a matrix of another shape": {"self.0.second": np.zeros((9, 9))},
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_checkpoints_are_one_line(files, tmp_path, capsys, case):
+    path = stopped(files, tmp_path / "sums")
+    changed(path, **HOSTILE[case])
+    content = path.read_bytes()
+    assert cli.main(["compare", *map(str, files), "--checkpoint", str(path)]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith(f"gramless: error: {path}: not a gramless checkpoint: ")
+    assert path.read_bytes() == content
+
+
+def test_checkpoints_of_batches(files, tmp_path, monkeypatch):
+    options = {"batch_size": 100, "kernel": "rbf", "bandwidth": 2.0}
+    expected = compare_files(*files, **options)
+    path = tmp_path / "sums"
+    real, count = LayerGrid.update, itertools.count()
+
+    def update(self, xs, ys):
+        if next(count) == 3:
+            raise KeyboardInterrupt
+        return real(self, xs, ys)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LayerGrid, "update", update)
+        with pytest.raises(KeyboardInterrupt, match="300 of 1000 rows are done"):
+            compare_files(*files, checkpoint=path, **options)
+    for other in (
+        {"batch_size": 150},
+        {"kernel": "linear", "bandwidth": None},
+        {"bandwidth": 3.0},
+        {"weights": "equal"},
+    ):
+        with pytest.raises(ValueError, match="sums: a checkpoint of another comparison"):
+            compare_files(*files, checkpoint=path, **options | other)
+    got = compare_files(*files, checkpoint=path, **options)
+    np.testing.assert_array_equal(got.values, expected.values)
+    np.testing.assert_array_equal(got.stderr, expected.stderr)
+    assert not path.exists()
 
 
 def test_a_write_that_fails_keeps_the_old_checkpoint(files, tmp_path, monkeypatch):
@@ -156,8 +220,13 @@ def test_a_write_that_fails_keeps_the_old_checkpoint(files, tmp_path, monkeypatc
 def test_bad_places(files, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"sums: the folder .*gone does not exist"):
         compare_files(*files, checkpoint=tmp_path / "gone" / "sums")
-    with pytest.raises(ValueError, match="expected a file for the checkpoint, got a folder"):
+    with pytest.raises(ValueError, match=r"checkpoint .*: expected a file, got a folder"):
         compare_files(*files, checkpoint=tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    for name in ("pipe", "dangling"):
+        with pytest.raises(ValueError, match=f"checkpoint .*{name}: expected a regular file"):
+            compare_files(*files, checkpoint=tmp_path / name)
 
 
 SLOW = """

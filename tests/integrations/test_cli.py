@@ -1,50 +1,22 @@
 """The command line as users meet it: text, files, exit codes, pipes, terminals and one line for every mistake."""
 
 import csv
-import importlib.util
 import json
 import os
 import pty
 import re
 import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import gramless as gl
-from gramless.integrations import cli, info, tables
+from gramless.integrations import cli, info
 from gramless.integrations.arrays import compare_files
 from support import memory
+from support.command_line import GRAMLESS, failed, run
 
 N = 500
-GRAMLESS = [sys.executable, "-m", "gramless"]
-
-
-@pytest.fixture
-def files(tmp_path):
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((N, 6))
-    np.savez(tmp_path / "a.npz", first=x, second=np.tanh(x @ rng.standard_normal((6, 4))))
-    np.savez(tmp_path / "b.npz", one=x[:, :2], two=x + rng.standard_normal((N, 6)), three=x**2)
-    return str(tmp_path / "a.npz"), str(tmp_path / "b.npz")
-
-
-def run(*words, **options):
-    return subprocess.run(
-        [*GRAMLESS, *map(str, words)], capture_output=True, text=True, env=memory.environment(), check=False, **options
-    )
-
-
-def failed(capsys, *words):
-    """The one line of an error."""
-    assert cli.main([str(word) for word in words]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("gramless: error: ")
-    assert err.count("\n") == 1
-    return err.removeprefix("gramless: error: ").removesuffix("\n")
 
 
 def test_compare_prints_the_matrix(files, capsys):
@@ -76,25 +48,6 @@ def test_options_reach_the_comparison(files, capsys, tmp_path):
     assert (matrix.layers_x, matrix.layers_y, matrix.estimator) == (("first",), ("two", "three"), "biased")
     np.testing.assert_array_equal(matrix.values, expected.values)
     assert "biased CKA" in capsys.readouterr().out
-
-
-def test_outputs(files, tmp_path, capsys):
-    targets = {form: tmp_path / f"out.{form}" for form in ("json", "csv", "png")}
-    words = ["--json", targets["json"], "--csv", targets["csv"], "--plot", targets["png"]]
-    assert cli.main(["compare", *files, *map(str, words)]) == 0
-    assert capsys.readouterr().out.splitlines()[-3:] == [f"wrote {path}" for path in targets.values()]
-    matrix = compare_files(*files)
-    found = json.loads(targets["json"].read_text())
-    assert found["inputs"] == list(files)
-    assert found["version"] == gl.__version__
-    assert (found["n"], found["estimator"], found["measure"]) == (N, "unbiased", "cka")
-    assert (found["layers_x"], found["layers_y"]) == (["first", "second"], ["one", "two", "three"])
-    assert found["values"] == matrix.values.tolist()
-    with targets["csv"].open(newline="") as file:
-        rows = list(csv.reader(file))
-    assert rows[0] == ["layer", "one", "two", "three"]
-    assert [[float(cell) for cell in row[1:]] for row in rows[1:]] == matrix.values.tolist()
-    assert targets["png"].read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_dead_layer_is_a_warning_and_null(tmp_path, capsys):
@@ -135,7 +88,9 @@ def test_errors_are_one_line(files, tmp_path, capsys):
     np.save(tmp_path / "few.npy", np.random.default_rng(0).random((3, 2)))
     assert "4" in failed(capsys, "compare", tmp_path / "few.npy")
     assert failed(capsys, "compare", a, "--ids-a", a) == "--layers-b, --ids-a and --ids-b need B"
-    assert "expected count of at least 1, got 0" in failed(capsys, "compare", a, b, "--threads", "0")
+    for count in (-1, 0, 1025, 10**30):
+        expected = f"--threads: expected 1 to 1024, got {count}"
+        assert failed(capsys, "compare", a, b, f"--threads={count}") == expected
     assert "no layer matches 'x*'" in failed(capsys, "compare", a, b, "--layers-b", "x*")
 
 
@@ -153,51 +108,6 @@ def test_unreadable_file(files, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr("gramless.integrations.folders.read_entries", refuse)
     assert failed(capsys, "compare", files[0]) == f"{files[0]}: Permission denied"
-
-
-@pytest.mark.parametrize("form", ["json", "csv", "plot", "checkpoint"])
-def test_outputs_are_checked_before_the_work(files, tmp_path, capsys, monkeypatch, form):
-    monkeypatch.setattr(cli, "compare_sources", lambda *_, **__: pytest.fail("work was done"))
-    name = {"plot": "m.png"}.get(form, "m")
-    (tmp_path / "folder.png").mkdir()
-    before = Path(files[1]).read_bytes()
-    wrong = {
-        tmp_path / "gone" / name: "does not exist",
-        tmp_path / "folder.png": "expected a file, got a folder",
-        tmp_path / ("n" * 300 + ".png"): "File name too long",
-    }
-    if form == "plot":
-        wrong[tmp_path / "m.bmp"] = "expected .png, .pdf, .svg"
-    else:
-        wrong[files[1]] = "would overwrite an input"
-    for target, words in wrong.items():
-        assert words in failed(capsys, "compare", *files, f"--{form}", target)
-    assert Path(files[1]).read_bytes() == before
-    assert {path.name for path in tmp_path.iterdir()} == {"a.npz", "b.npz", "folder.png"}
-
-
-def test_outputs_must_differ(files, tmp_path, capsys):
-    words = ["--json", tmp_path / "m", "--checkpoint", tmp_path / "x" / ".." / "m"]
-    (tmp_path / "x").mkdir()
-    assert failed(capsys, "compare", *files, *words).endswith("m: would overwrite --json")
-
-
-def test_plot_needs_matplotlib_before_the_work(files, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    message = failed(capsys, "compare", *files, "--plot", tmp_path / "m.png")
-    assert message == '--plot needs matplotlib: pip install "gramless[plot]"'
-
-
-def test_a_check_does_not_touch_what_is_there(files, tmp_path, capsys):
-    (tmp_path / "m.json").write_text("mine")
-    failed(capsys, "compare", files[0], tmp_path / "gone", "--json", tmp_path / "m.json")
-    assert "rows" in failed(capsys, "compare", files[0], _short(tmp_path), "--json", tmp_path / "m.json")
-    assert (tmp_path / "m.json").read_text() == "mine"
-
-
-def _short(tmp_path):
-    np.save(tmp_path / "short.npy", np.ones((3, 2)))
-    return tmp_path / "short.npy"
 
 
 def test_help_and_version(capsys):
@@ -273,12 +183,6 @@ def test_names_that_the_terminal_cannot_show(tmp_path):
     assert b"\x1b" not in done.stdout
 
 
-def test_a_reader_that_goes_away(files):
-    command = f"{' '.join(GRAMLESS)} compare {files[0]} {files[1]} | true"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=memory.environment(), check=True)
-    assert done.stderr == ""
-
-
 def in_terminal(words, columns=80):
     """Standard output and error of a run, each on a terminal of its own."""
     pairs = [pty.openpty() for _ in range(2)]
@@ -299,6 +203,97 @@ def in_terminal(words, columns=80):
     return texts
 
 
+def test_messages_speak_of_the_two_models_and_of_options(files, tmp_path, capsys):
+    x = np.random.default_rng(0).random((9, 2))
+    np.savez(tmp_path / "a.npz", **{"live": x, "y/dead\x1b[31m": np.ones((9, 2))})
+    np.savez(tmp_path / "b.npz", live=x, still=np.ones((9, 2)))
+    a, b = str(tmp_path / "a.npz"), str(tmp_path / "b.npz")
+    assert cli.main(["compare", a, b]) == 0
+    err = capsys.readouterr().err
+    assert err == (
+        "gramless: warning: no CKA, NaN instead: layer A/y/dead?[31m is constant; layer B/still is constant\n"
+    )
+    wrong = {
+        "--batch-size 2": "expected --batch-size of at least 4, got 2",
+        "--batch-size 4 --estimator biased": "batches have --estimator unbiased alone, and no null, got "
+        "--estimator biased",
+        "--batch-size 4 --null permutation": "batches have --estimator unbiased alone, and no null, got "
+        "--null permutation",
+        "--bandwidth 2": "--kernel linear has no bandwidth, got --bandwidth 2.0",
+        "--kernel rbf --bandwidth -2": "expected bandwidth above 0, got -2.0",
+        "--weights equal": "--weights equal needs batches, give --batch-size",
+        "--kernel rbf --checkpoint sums": "--kernel rbf without --batch-size has no checkpoint: it holds all rows at "
+        "once",
+        "--null permutation --permutations 0": "expected --permutations of at least 1, got 0",
+        "--null permutation --seed -1": "expected seed of at least 0, got -1",
+    }
+    for words, message in wrong.items():
+        assert failed(capsys, "compare", a, b, *words.split()) == message
+    assert failed(capsys, "compare", f"{tmp_path}/\x1b[31m\n.npy") == f"{tmp_path}/?[31m?.npy: no such file or folder"
+
+
+def test_rows_that_do_not_fit_into_memory(files, capsys, monkeypatch):
+    monkeypatch.setattr("gramless.integrations.arrays.available_bytes", lambda: 1000)
+    for words, why in (
+        (["--kernel", "rbf"], "--kernel rbf without --batch-size"),
+        (["--null", "permutation"], "--null permutation"),
+        (["--batch-size", "500"], "--batch-size=500"),
+    ):
+        message = failed(capsys, "compare", *files, *words)
+        assert message.startswith(f"{why} needs 500 rows in memory at once: ")
+        assert message.endswith("available is 1,000 bytes; give a smaller --batch-size, or choose fewer layers")
+
+
+def test_batches_show_standard_errors(files, tmp_path, capsys):
+    targets = {"json": tmp_path / "m.json", "csv": tmp_path / "m.csv"}
+    options = {"kernel": "rbf", "bandwidth": "kornblith", "bandwidth_scale": 2.0, "batch_size": 50, "weights": "equal"}
+    words = [
+        word for name, value in (options | targets).items() for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
+    assert cli.main(["compare", *files, *words]) == 0
+    out = capsys.readouterr().out
+    matrix = compare_files(*files, **options)
+    for i, j in np.ndindex(matrix.values.shape):
+        assert f" {matrix.values[i, j]:.3f} +- {matrix.stderr[i, j]:.3f}" in out
+    assert "+- standard error, for rows in no order" in out
+    assert re.search(r"^unbiased RBF CKA, n = 500, batches of 50, same rows", out, re.MULTILINE)
+    np.testing.assert_array_equal(gl.SimilarityMatrix.load(targets["json"]).stderr, matrix.stderr)
+    with targets["csv"].open(newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["layer", *matrix.layers_y, *(f"{name} stderr" for name in matrix.layers_y)]
+    assert [[float(cell) for cell in row[4:]] for row in rows[1:]] == matrix.stderr.tolist()
+
+
+def test_values_beside_their_null(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((N, 6))
+    np.savez(tmp_path / "a.npz", signal=x, noise=rng.standard_normal((N, 3)), dead=np.ones((N, 2)))
+    np.savez(tmp_path / "b.npz", same=2 * x, part=x[:, :2])
+    words = ["--null", "permutation", "--permutations", "50", "--seed", "3", "--csv", str(tmp_path / "m.csv")]
+    a, b = str(tmp_path / "a.npz"), str(tmp_path / "b.npz")
+    assert cli.main(["compare", a, b, *words, "--json", str(tmp_path / "m.json")]) == 0
+    out = capsys.readouterr().out
+    with pytest.warns(RuntimeWarning, match="dead is constant"):
+        matrix = compare_files(a, b, null="permutation", n_permutations=50, seed=3)
+    np.testing.assert_array_equal(matrix.within_null, [[False, False], [True, True], [False, False]])
+    for i in range(2):
+        for j in range(2):
+            mark = "~" if i else ""
+            assert f" {mark}{matrix.text(i, j)}" in out
+    assert "(mean, 95 % quantile) over 50 permutations of the rows\n~ within that null" in out
+    found = json.loads((tmp_path / "m.json").read_text())["null"]
+    assert (found["kind"], found["n_permutations"], found["seed"]) == ("permutation", 50, 3)
+    assert found["pvalue"] == [[1 / 51, 1 / 51], matrix.pvalue[1].tolist(), [None, None]]
+    with (tmp_path / "m.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0][3:] == [
+        f"{name} {what}" for what in ("null mean", "null quantile", "pvalue") for name in matrix.layers_y
+    ]
+    value = gl.cka(x, 2 * x, null="permutation", n_permutations=50, seed=3)
+    assert matrix.null_mean[0, 0] == value.null_mean
+    assert [float(cell) for cell in rows[1][3::2]] == [value.null_mean, value.null_quantile, value.pvalue]
+
+
 def _read(descriptor):
     try:
         return os.read(descriptor, 1 << 16)
@@ -312,40 +307,9 @@ def test_progress_bar_and_colours_on_a_terminal_only(files):
     assert "rows" in err
     assert "500/500" in err
     assert in_terminal(["compare", *files, "--no-progress"])[1] == ""
+    # the bars of the library, too
+    out, err = in_terminal(["compare", *files, "--null", "permutation", "--permutations", "5"])
+    assert "pairs of layers" in err
+    assert "6/6" in err
+    assert "pairs" not in out
     assert run("compare", *files).stderr == ""
-
-
-def grid(rows, columns, name="layer"):
-    values = np.random.default_rng(0).uniform(-1, 1, (rows, columns))
-    layers = [tuple(f"{name}{i}" for i in range(count)) for count in (rows, columns)]
-    return gl.SimilarityMatrix(values, None, *layers, 9, "cka", "unbiased")
-
-
-@pytest.mark.parametrize("width", [40, 80, 200])
-@pytest.mark.parametrize("shape", [(1, 1), (5, 5), (12, 12), (60, 60), (3, 40), (40, 3)])
-@pytest.mark.parametrize("name", ["h", "model.layers.", "encoder.block.attention.output.", "name_" * 9])
-def test_any_grid_fits_the_width_and_is_complete(shape, width, name):
-    matrix = grid(*shape, name)
-    lines = [line.plain for line in tables.matrix_lines(matrix, width)]
-    assert all(len(line) <= width for line in lines)
-    table = lines[: lines.index("best match of each row")] if "best match of each row" in lines else lines
-    cells = re.findall(r"(?<= )(-?\d\.\d{3})(\*?)", "\n".join(table))
-    assert sorted(value for value, _ in cells) == sorted(f"{value:.3f}" for value in matrix.values.flat)
-    assert sum(bool(star) for _, star in cells) == shape[0]
-
-
-def test_long_names_have_a_key():
-    square = [line.plain for line in tables.matrix_lines(grid(3, 3, "a_rather_long_name_"), 80)]
-    assert square[0].split() == ["[1]", "[2]", "[3]"]
-    assert [line.split()[:2] for line in square[1:]] == [[f"[{i + 1}]", f"a_rather_long_name_{i}"] for i in range(3)]
-    names = ("quite_a_long_name", "and_another_one")
-    matrix = gl.SimilarityMatrix(np.eye(2), None, ("a", "b"), names, 9, "cka", "biased")
-    lines = [line.plain for line in tables.matrix_lines(matrix, 80)]
-    assert lines[-2:] == ["[1] quite_a_long_name", "[2] and_another_one"]
-
-
-def test_names_lose_what_they_share():
-    matrix = gl.SimilarityMatrix(np.eye(2), None, ("m.h.0.mlp", "m.h.10.mlp"), ("x.a", "y.a"), 9, "cka", "biased")
-    lines = [line.plain for line in tables.matrix_lines(matrix, 80)]
-    assert lines[:2] == ["rows are m.h.*.mlp", "columns are *.a"]
-    assert [line.split() for line in lines[2:]] == [["x", "y"], ["0", "1.000*", "0.000"], ["10", "0.000", "1.000*"]]

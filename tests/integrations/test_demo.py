@@ -15,6 +15,7 @@ from gramless.integrations import cli, demo
 from gramless.integrations.arrays import open_layers
 from support import memory
 
+EYE = 0.9 * np.eye(5)
 LAYERS = ("input", "relu1", "relu2", "relu3", "logits")
 
 
@@ -71,6 +72,7 @@ def test_text_and_the_next_command(done):
     lines = text.splitlines()
     assert sum(line.split() == list(LAYERS) for line in lines) == 2
     assert all(demo.meaning(matrix) in lines for matrix in matrices.values())
+    assert lines.count("* best match of the row") == 2
     words = shlex.split(lines[-1])
     assert words[:2] == ["gramless", "compare"]
     assert words[2:] == [str(folder / "seed_b.npz"), str(folder / "wide_c.npz")]
@@ -83,10 +85,11 @@ def test_text_and_the_next_command(done):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        (np.eye(5), "4 of 4 learned layers are most similar to their counterpart, 0 to its neighbour"),
-        (np.eye(5), "mean CKA of counterparts 1.000, of other pairs 0.000.: the networks learned much the same steps"),
-        (np.eye(5)[[0, 1, 3, 2, 4]], "2 of 4 .*, 2 to its neighbour .*: .* neighbouring layers are hard to tell apart"),
-        (np.eye(5)[[4, 3, 2, 1, 0]], "1 of 4 .*, 0 to its neighbour .*: depth alone does not tell"),
+        (EYE, "4 of 4 learned layers are most similar to their counterpart, 0 to a neighbour of it "),
+        (EYE, "mean CKA of counterparts 0.900, of other pairs 0.000.: the networks learned much the same steps"),
+        (np.full((5, 5), -1e-5), "4 of 4 learned .*, 0 to .*mean CKA of counterparts 0.000, of other pairs 0.000"),
+        (EYE[[0, 1, 3, 2, 4]], "2 of 4 .*, 2 to a neighbour of it .*: .* neighbouring layers are hard to tell apart"),
+        (EYE[[4, 3, 2, 1, 0]], "1 of 4 .*, 0 to a neighbour of it .*: depth alone does not tell"),
     ],
 )
 def test_meaning_follows_the_numbers(values, words):

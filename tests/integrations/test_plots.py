@@ -71,7 +71,11 @@ def test_limits_hide_nothing(tmp_path, low, high, measure, limits):
 def test_colour_bar_names_measure_and_estimator(tmp_path):
     ax = heatmap(matrix(3, 3), tmp_path / "map.png", name_x="a.npz", name_y="b.npz")
     assert [other.get_ylabel() for other in ax.figure.axes if other is not ax] == ["CKA (unbiased)"]
-    assert (ax.get_ylabel(), ax.get_xlabel(), ax.get_title()) == ("a.npz", "b.npz", "n = 500")
+    assert (ax.get_ylabel(), ax.get_xlabel(), ax.get_title()) == (
+        "a.npz",
+        "b.npz",
+        "n = 500, framed: best match of the row",
+    )
 
 
 def test_missing_values_are_grey_and_unframed(tmp_path):
@@ -81,6 +85,7 @@ def test_missing_values_are_grey_and_unframed(tmp_path):
     ax = heatmap(shown, tmp_path / "map.png")
     assert [row for row, _ in frames(ax)] == [0, 2]
     assert len(ax.texts) == 5
+    assert ax.get_title() == "n = 500, framed: best match of the row, grey: no value"
     shown.values[:] = np.nan
     assert frames(heatmap(shown, tmp_path / "map.png")) == []
 

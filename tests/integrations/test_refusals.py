@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from gramless.integrations import arrays
+from gramless.integrations import ids
 from gramless.integrations.arrays import compare_files, open_layers
 from gramless.integrations.formats import read_entries
 from support import bounds, memory
@@ -183,6 +183,42 @@ def test_damaged_content_is_refused(tmp_path, case):
         compare_files(path)
 
 
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damaged_members_of_any_compression(tmp_path, compression):
+    content = archive([("h.npy", npy(np.random.default_rng(0).random((99, 9))))], compression)
+    path = tmp_path / "a.npz"
+    for position in range(36, 1000, 7):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 0xFF]) + content[position + 1 :])
+        with contextlib.suppress(ValueError), open_layers(path) as source:
+            list(source.chunks(3))
+    path.write_bytes(content[:200] + bytes(200) + content[400:])
+    with pytest.raises(ValueError, match=r"a\.npz: h: (damaged|truncated|cannot be unpacked|unreadable)"):
+        compare_files(path)
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz", "safetensors"])
+@pytest.mark.parametrize("moment", ["opened", "half read"])
+def test_a_file_that_is_replaced(tmp_path, suffix, moment):
+    old, new = ({"h": x} for x in (X, X + 1))
+    folder = tmp_path / "a"
+    folder.mkdir()
+    write = {
+        "npy": lambda path, found: np.save(path, found["h"]),
+        "npz": lambda path, found: np.savez(path, **found),
+        "safetensors": lambda path, found: save_file(found, path),
+    }[suffix]
+    for i in range(2):
+        write(folder / f"{i}.{suffix}", old)
+    with open_layers(folder) as source:
+        chunks = source.chunks(4)
+        if moment == "half read":
+            next(chunks)
+        write(folder / f"1.{suffix}", new)
+        os.utime(folder / f"1.{suffix}", ns=(1, 1))
+        with pytest.raises(ValueError, match=rf"1\.{suffix}: changed after its header was read; start again"):
+            list(chunks)
+
+
 @pytest.mark.parametrize("suffix", ["npy", "safetensors"])
 def test_a_file_that_shrinks_while_it_is_read(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
@@ -239,11 +275,22 @@ FOLDERS = {
     "no-rows": ({"0.npy": npy(X), "1.npy": npy(X[:0])}, r"1\.npy: .* has no rows"),
     "uneven": (
         {"0.npz": npz(g=X, h=X[1:]), "1.npz": npz(g=X[1:], h=X)},
-        r"0\.npz: entries have different numbers of rows: \[7, 8\]",
+        r"0\.npz: expected the same rows of all entries in one row shard, got different numbers of rows: g: 8; h: 7",
     ),
     "broken-shard": ({"0.npy": npy(X), "1.npy": npy(X)[:-4]}, r"1\.npy: truncated"),
     "layer-rows": ({"g": {"0.npy": npy(X)}, "h": {"0.npy": npy(X[1:])}}, "different numbers of rows: g: 8; h: 7"),
     "layer-entries": ({"g": {"0.npz": npz(h=X, i=X)}}, "expected one array in each file of a layer's folder, got h, i"),
+    "one-layer-per-file": (
+        {"fc1.npy": npy(X), "fc2.npy": npy(X[:, :2].copy())},
+        "the files of a folder are row shards of the same layers; for one layer per file, give each a folder",
+    ),
+    "ids-alone": ({"ids.npy": npy(np.arange(8))}, "acts: holds no layers"),
+    "ids-twice": (
+        {"0.npz": npz(h=X, ids=np.arange(8)), "ids.npy": npy(np.arange(8))},
+        "acts: holds ids more than once",
+    ),
+    "ids-short": ({"0.npy": npy(X), "ids.npy": npy(np.arange(7))}, "acts: 8; ids: 7"),
+    "ids-float": ({"h": {"0.npy": npy(X)}, "ids": {"0.npy": npy(np.ones(8))}}, "as ids, got shape .8,. of float64"),
     "layer-empty": ({"g": {}}, "g: the folder is empty"),
     "too-deep": ({"g": {"h": {"0.npy": npy(X)}}}, "g: expected the row shards of one layer, got folders"),
 }
@@ -278,69 +325,24 @@ def make(n):
 """
     call, warm = "compare_files(make(6_000_000), make(6_000_000))", "compare_files(make(1000), make(1000))"
     growth = memory.peak_extra_bytes(prepare, call, warm)
-    chunks = 2 * 65536 * 64 + 2 * arrays.ID_CHUNK_BYTES
+    chunks = 2 * 65536 * 64 + 2 * ids.ID_CHUNK_BYTES
     assert growth < bounds.MEMORY_FACTOR * chunks + 4 * bounds.MEMORY_SLACK_BYTES
 
 
-def saved(path, ids, n=8):
-    entries = {"h": X[:n]} | ({} if ids is None else {"ids": np.asarray(ids)})
-    if path.suffix == ".safetensors":
-        save_file(entries, path)
-    else:
-        np.savez(path, **entries)
-    return path
-
-
 @pytest.mark.parametrize(
-    ("left", "right", "match"),
+    ("labels", "words"),
     [
-        ([0, 1, 2, 3, 4, 5, 6, 7], [0, 1, 2, 4, 3, 5, 6, 7], r"row 3 is 3 in .*a\.npz and 4 in .*b\.npz"),
-        (list("abcdefgh"), list("abcdefgx"), "row 7 is 'h' in .* and 'x'"),
-        (["id1"] * 8, ["id1"] * 5 + ["id1 "] * 3, "row 5 is 'id1' in .* and 'id1 '"),
-        ([b"a"] * 8, [b"b"] * 8, "row 0 is b'a' in .* and b'b'"),
-        (list(range(8)), list("01234567"), "ids of different kinds, int64 and str1"),
-        ([b"a"] * 8, ["a"] * 8, "ids of different kinds, bytes1 and str1"),
-        (np.full(8, -1), np.full(8, 2**64 - 1, np.uint64), "row 0 is -1 in .* and 18446744073709551615"),
+        (np.arange(8), "got int64; convert it, or choose the layers"),
+        (np.ones(8), "one feature; if it is no layer, choose the layers"),
+        (np.ones((8, 2, 2)), "if it is no layer, choose the layers"),
+        (np.ones((7, 2)), "h: 8; labels: 7; choose the layers"),
     ],
 )
-def test_ids_that_disagree(tmp_path, monkeypatch, left, right, match):
-    monkeypatch.setattr(arrays, "ID_CHUNK_BYTES", 24)
-    with pytest.raises(ValueError, match=match):
-        compare_files(saved(tmp_path / "a.npz", left), saved(tmp_path / "b.npz", right))
-
-
-@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
-def test_ids_that_agree(tmp_path, monkeypatch, suffix):
-    monkeypatch.setattr(arrays, "ID_CHUNK_BYTES", 24)
-    a = saved(tmp_path / "a.npz", np.arange(8))
-    b = saved(tmp_path / f"b.{suffix}", np.arange(8, dtype=np.uint16))
-    compare_files(a, b)
-    # longer strings in some shards
-    folder = tmp_path / "c"
-    folder.mkdir()
-    for i, ids in enumerate((["x", "y", "z"], ["long", "longer"], ["u", "v", "w"])):
-        np.savez(folder / f"{i}.npz", h=X[: len(ids)], ids=np.array(ids))
-    compare_files(folder, saved(tmp_path / "d.npz", ["x", "y", "z", "long", "longer", "u", "v", "w"]))
-
-
-def test_ids_in_files_of_their_own(tmp_path):
-    a, b = saved(tmp_path / "a.npz", None), saved(tmp_path / "b.npz", np.arange(8))
-    np.save(tmp_path / "good.npy", np.arange(8))
-    np.save(tmp_path / "bad.npy", np.arange(8)[::-1])
-    np.save(tmp_path / "short.npy", np.arange(7))
-    compare_files(a, b, ids_a=tmp_path / "good.npy")
-    compare_files(a, a, ids_a=tmp_path / "good.npy", ids_b=b)
-    for name, match in (("bad", "row 0 is 7"), ("short", r"short\.npy: 7 ids for 8 rows of .*a\.npz")):
-        with pytest.raises(ValueError, match=match):
-            compare_files(a, b, ids_a=tmp_path / f"{name}.npy")
-    with pytest.raises(ValueError, match=r"a\.npz: holds no entry named 'ids'; it holds h"):
-        compare_files(a, b, ids_a=a)
-
-
-def test_ids_on_one_side_are_reported(tmp_path):
-    a, b = saved(tmp_path / "a.npz", None), saved(tmp_path / "b.npz", np.arange(8))
-    with pytest.warns(UserWarning, match=r"b\.npz has ids, .*a\.npz has none: the order of rows was not checked"):
-        compare_files(a, b)
+def test_what_is_no_layer_can_be_left_out(tmp_path, labels, words):
+    np.savez(tmp_path / "a.npz", h=X, labels=labels)
+    with pytest.raises(ValueError, match=words + r" by a pattern \(--layers-a, --layers-b\)"):
+        open_layers(tmp_path / "a.npz")
+    assert open_layers(tmp_path / "a.npz", "h").names == ("h",)
 
 
 def test_any_prefix_and_any_flipped_byte_is_read_or_refused(tmp_path):

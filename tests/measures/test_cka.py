@@ -286,3 +286,51 @@ class TestExtremes:
         x, y = cases.TYPICAL.arrays(dtype)
         wide = gl.cka(x.astype(np.float64), y.astype(np.float64), backend=backend.name)
         bounds.assert_relative(gl.cka(x, y, backend=backend.name), wide, bounds.bound_for(x.dtype))
+
+
+class TestWays:
+    """Null, fraction and random features: what goes together, and what to call instead."""
+
+    X, Y = cases.Case("ways", "", 40, 5, 4).arrays("fp64")
+
+    @pytest.mark.parametrize(
+        ("asked", "text"),
+        [
+            ({"null": "permutation", "fraction": 0.5}, "got null='permutation' and fraction=0.5"),
+            ({"null": "permutation", "method": "rff", "kernel": "rbf"}, "got null='permutation' and method='rff'"),
+            ({"fraction": 0.5, "method": "rff", "kernel": "rbf"}, "got fraction=0.5 and method='rff'"),
+            ({"null": "gamma"}, "expected null to be one of 'permutation', got 'gamma'"),
+            ({"null": "permutation", "n_permutations": 0}, "expected n_permutations of at least 1, got 0"),
+            (
+                {"null": "permutation", "estimator": "feature_corrected"},
+                "null='permutation' is not defined for estimator='feature_corrected'",
+            ),
+        ],
+    )
+    def test_what_does_not_go_together(self, asked: dict, text: str) -> None:
+        for measure in (gl.hsic, gl.cka):
+            with pytest.raises(ValueError, match=f"^{measure.__name__}: ") as caught:
+                measure(self.X, self.Y, **asked)
+            assert text in str(caught.value)
+
+    @pytest.mark.parametrize("asked", [{"null": "permutation"}, {"fraction": 0.5}])
+    def test_a_state_has_no_rows_left(self, asked: dict) -> None:
+        with pytest.raises(TypeError, match=r"cka: .* needs the arrays x and y, got a MomentState"):
+            gl.cka(gl.moments(self.X, self.Y), **asked)
+
+    @pytest.mark.parametrize("measure", [gl.hsic, gl.cka, gl.cka_distance])
+    def test_what_is_nearly_a_state(self, measure: object) -> None:
+        name = measure.__name__
+        with pytest.raises(TypeError, match=rf"{name}: .* got the accumulator Moments; call \.finalize\(\) first"):
+            measure(gl.Moments().update(self.X, self.Y))
+        with pytest.raises(TypeError, match=rf"{name}: .* got the accumulator GramSums; call \.finalize\(\) first"):
+            measure(gl.GramSums(self.X, self.Y, kernel="cosine"))
+        with pytest.raises(TypeError, match=rf"{name}: .* got SelfMoments; pass moments\(x, y\)"):
+            measure(gl.moments(self.X))
+        with pytest.raises(TypeError, match=rf"{name}: .* got SelfMoments; pass moments\(x, y\)"):
+            measure(gl.moments(self.X), self.Y)
+
+    def test_what_is_not_asked_for_changes_nothing(self) -> None:
+        plain = gl.cka(self.X, self.Y)
+        assert type(plain) is float
+        assert gl.cka(self.X, self.Y, seed=5, n_permutations=3, n_features=9, method="exact") == plain

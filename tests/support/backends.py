@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import importlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-
-STEM = "moments"
 
 
 def listed() -> tuple[str, ...]:
     """The host backends of the dispatch table, with the compiled one also at its lowest instruction set."""
     from gramless._dispatch import BACKENDS
 
-    hosts = [name for name in BACKENDS[STEM] if name != "cuda"]
+    hosts = [name for name in dict.fromkeys(b for stem in BACKENDS.values() for b in stem) if name != "cuda"]
     return tuple(hosts) + (("cpu-scalar",) if "cpu" in hosts else ())
 
 
@@ -70,13 +69,19 @@ class Backend:
     def level(self) -> str | None:
         return "scalar" if self.label == "cpu-scalar" else None
 
+    def kernel(self, stem: str, name: str | None = None) -> Callable[..., dict]:
+        """A kernel itself, below the checks and the choice of backend; name is that of a second function of a stem."""
+        room = f"gramless.reference.{stem}" if self.name == "reference" else "gramless._core"
+        return getattr(importlib.import_module(room), name or stem)
+
     def moments(self, x: object, y: object = None, **keywords: object) -> dict:
-        """The kernel itself, below the checks and the choice of backend."""
-        if self.name == "reference":
-            from gramless.reference.moments import moments
-        else:
-            from gramless._core import moments
-        return moments(x, y, **keywords)
+        return self.kernel("moments")(x, y, **keywords)
+
+    def gram_sums(self, x: object, y: object = None, **keywords: object) -> dict:
+        return self.kernel("gram_sums")(x, y, **keywords)
+
+    def gram_values(self, layers: list, others: list | None = None, **keywords: object) -> dict:
+        return self.kernel("gram_sums", "gram_values")(layers, others, **keywords)
 
     def __str__(self) -> str:
         return self.label

@@ -29,6 +29,17 @@ INVARIANCE_FP32 = 1e-5
 INVARIANCE_FP64 = 1e-10
 # a minimum counts as independent of the noise of the draw within this many standard errors
 STANDARD_ERRORS = 3.0
+# a seeded simulation whose own test has a p-value below this contradicts what is simulated
+LEAST_PVALUE = 1e-3
+# least share of 95 % intervals that hold the truth, of 200 or more
+COVERAGE = 0.9
+# what such intervals should hold, and how far a share of simulations may be from it, in standard deviations
+NOMINAL_COVERAGE = 0.95
+COVERAGE_DEVIATIONS = 2.0
+# a mean standard error against the spread that it is an estimate of, over 100 or more draws
+STDERR_FACTOR = 1.3
+# an interval of two standard errors holds the truth in 95 of 100 draws; fewer than this show that they are too small
+LEAST_COVERAGE = 0.9
 # closed forms that hold only in the limit (p, n large; c to infinity)
 LIMIT = 0.02
 # the same where the distance to the limit is itself below this
@@ -46,6 +57,13 @@ def bound_for(dtype: object) -> float:
 
 def invariance_for(dtype: object) -> float:
     return INVARIANCE_FP64 if np.dtype(dtype) == np.float64 else INVARIANCE_FP32
+
+
+def assert_coverage(inside: object, what: str = "coverage") -> None:
+    """The share of these intervals that hold the truth is the nominal one, within the noise of their number."""
+    held = np.asarray(inside)
+    share, noise = float(held.mean()), np.sqrt(NOMINAL_COVERAGE * (1 - NOMINAL_COVERAGE) / held.size)
+    assert abs(share - NOMINAL_COVERAGE) <= COVERAGE_DEVIATIONS * noise, f"{what}: {share:.3f} of {held.size} intervals"
 
 
 def algebra(cancellation: float) -> float:
@@ -130,7 +148,7 @@ def assert_within_algebra(
 
 
 def assert_pivot_rounding(got: object, truth: object, spread: object, dtype: object) -> None:
-    """A mean that was rounded to `dtype`; `spread` is the mean of the absolute values."""
+    """A median that was rounded to `dtype`; `spread` is the mean of the absolute values."""
     error = scaled_error(got, truth, spread)
     bound = PIVOT_ULPS * float(np.finfo(np.dtype(dtype)).eps) + PIVOT_TERMS * float(np.finfo(np.float64).eps)
     assert error <= bound, f"pivot: error {error:.3g} of the mean absolute value, allowed {bound:.3g}"

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
+import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from support import bounds
 
@@ -84,24 +88,30 @@ def _assert_identical(subject: Subject, got: Any, want: Any, what: str) -> None:
 class AccumulatorContract:
     """Inherit, and give a fixture `subject`."""
 
-    sizes = (100, 1, 64, 3, 92)
+    sizes: Sequence[int] = (100, 1, 64, 3, 92)
+    sizes_of_threads: Sequence[int] = (2,) * 130
+
+    def whole(self, subject: Subject, sizes: Sequence[int]) -> Any:
+        """The result of all rows, however they are fed; override it where batches of these sizes are part of it."""
+        assert sum(sizes) == length(subject.rows[0])
+        return fed(subject, [subject.rows]).finalize()
 
     def test_update_returns_the_accumulator(self, subject: Subject) -> None:
         accumulator = subject.make()
         assert accumulator.update(*subject.rows) is accumulator
 
     def test_chunking_does_not_matter(self, subject: Subject) -> None:
-        whole = fed(subject, [subject.rows]).finalize()
+        whole = self.whole(subject, self.sizes)
         _assert_close(subject, fed(subject, pieces(subject.rows, self.sizes)).finalize(), whole, "uneven chunks")
 
     def test_single_rows(self, subject: Subject) -> None:
         n = length(subject.rows[0])
-        whole = fed(subject, [subject.rows]).finalize()
+        whole = self.whole(subject, self.sizes)
         _assert_close(subject, fed(subject, pieces(subject.rows, [1] * n)).finalize(), whole, "one row at a time")
 
     def test_order_does_not_matter(self, subject: Subject) -> None:
         batches = pieces(subject.rows, self.sizes)
-        whole = fed(subject, [subject.rows]).finalize()
+        whole = self.whole(subject, self.sizes)
         _assert_close(subject, fed(subject, batches[::-1]).finalize(), whole, "batches reversed")
 
     @pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (4, 3, 2, 1, 0), (2, 0, 4, 1, 3)])
@@ -110,7 +120,7 @@ class AccumulatorContract:
         merged = parts[order[0]]
         for index in order[1:]:
             merged = merged.merge(parts[index]) or merged
-        _assert_close(subject, merged.finalize(), fed(subject, [subject.rows]).finalize(), f"merged as {order}")
+        _assert_close(subject, merged.finalize(), self.whole(subject, self.sizes), f"merged as {order}")
 
     def test_merge_as_a_tree(self, subject: Subject) -> None:
         a, b, c, d, e = (fed(subject, [batch]) for batch in pieces(subject.rows, self.sizes))
@@ -118,7 +128,7 @@ class AccumulatorContract:
         d.merge(e)
         c.merge(d)
         a.merge(c)
-        _assert_close(subject, a.finalize(), fed(subject, [subject.rows]).finalize(), "merged as a tree")
+        _assert_close(subject, a.finalize(), self.whole(subject, self.sizes), "merged as a tree")
 
     def test_merge_returns_self_and_leaves_the_other(self, subject: Subject) -> None:
         first, second = (fed(subject, [batch]) for batch in pieces(subject.rows, (160, 100)))
@@ -180,7 +190,7 @@ class AccumulatorContract:
         accumulator = fed(subject, [a])
         accumulator.merge(fed(subject, [b]))
         accumulator.update(*c)
-        _assert_close(subject, accumulator.finalize(), fed(subject, [subject.rows]).finalize(), "update after merge")
+        _assert_close(subject, accumulator.finalize(), self.whole(subject, (100, 60, 100)), "update after merge")
 
     def test_state_dict_round_trip(self, subject: Subject) -> None:
         first, second = pieces(subject.rows, (160, 100))
@@ -197,8 +207,22 @@ class AccumulatorContract:
         assert state
         for key, value in state.items():
             assert isinstance(key, str)
-            assert isinstance(value, str | int | float | np.ndarray), f"{key} is a {type(value).__name__}"
-            assert not (isinstance(value, np.ndarray) and value.dtype.hasobject), f"{key} needs pickle"
+            assert isinstance(value, np.ndarray), f"{key} is a {type(value).__name__}"
+            assert not value.dtype.hasobject, f"{key} needs pickle"
+
+    def test_saved_files_come_back(self, subject: Subject) -> None:
+        accumulator = fed(subject, [subject.rows])
+        state = accumulator.state_dict()
+        file = io.BytesIO()
+        np.savez(file, **state)
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as arrays:
+            npz = dict(arrays)
+        for loaded in (npz, safetensors.numpy.load(safetensors.numpy.save(state))):
+            restored = subject.make()
+            restored.load_state_dict(loaded)
+            bounds.assert_same_dicts(restored.state_dict(), state, f"{subject}: saved and loaded")
+            _assert_identical(subject, restored.finalize(), accumulator.finalize(), "saved and loaded")
 
     def test_state_dict_is_a_copy(self, subject: Subject) -> None:
         first, second = pieces(subject.rows, (160, 100))
@@ -224,9 +248,26 @@ class AccumulatorContract:
         _assert_identical(subject, restored.finalize(), fed(subject, [subject.rows]).finalize(), "empty round trip")
 
     def test_pickle(self, subject: Subject) -> None:
-        accumulator = fed(subject, [subject.rows])
+        first, second = pieces(subject.rows, (160, 100))
+        accumulator = fed(subject, [first])
         restored = pickle.loads(pickle.dumps(accumulator))
-        _assert_identical(subject, restored.finalize(), accumulator.finalize(), "pickled")
+        copied = copy.deepcopy(accumulator)
+        accumulator.update(*second)
+        for other in (restored, copied):
+            other.update(*second)
+            _assert_identical(subject, other.finalize(), accumulator.finalize(), "pickled or copied, and continued")
+
+    def test_threads_lose_no_rows(self, subject: Subject) -> None:
+        batches = pieces(subject.rows, self.sizes_of_threads)
+        accumulator, interval = subject.make(), sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            with ThreadPoolExecutor(4) as pool:
+                list(pool.map(lambda batch: accumulator.update(*batch), batches))
+        finally:
+            sys.setswitchinterval(interval)
+        whole = self.whole(subject, self.sizes_of_threads)
+        _assert_close(subject, accumulator.finalize(), whole, "from several threads")
 
     def test_inputs_are_untouched(self, subject: Subject) -> None:
         rows = copy.deepcopy(subject.rows)

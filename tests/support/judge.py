@@ -76,7 +76,7 @@ def assert_types(got: dict) -> None:
 
 
 def assert_pivot(pivot: np.ndarray, x: np.ndarray) -> None:
-    """The mean of the first rows, rounded to the compute dtype (float32 for 16-bit rows)."""
+    """The medians of the first rows, rounded to the compute dtype (float32 for 16-bit rows)."""
     own = np.float64 if x.dtype == np.float64 else np.float32
     want = oracle.pivot(x)
     assert pivot.dtype == np.float64

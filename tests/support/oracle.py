@@ -184,5 +184,5 @@ def _entries(d: np.ndarray, e: np.ndarray) -> dict:
 
 
 def pivot(x: np.ndarray) -> np.ndarray:
-    """Mean of the first min(n, 64) rows, in float64 before it is rounded."""
-    return np.asarray(x)[:64].astype(WIDE).mean(axis=0).astype(np.float64)
+    """Medians of the first min(n, 64) rows, in float64 before they are rounded."""
+    return np.median(np.asarray(x)[:64].astype(WIDE), axis=0).astype(np.float64)

@@ -8,26 +8,31 @@ from __future__ import annotations
 import os
 import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import repeat
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from gramless import _checks
+from gramless._memory import available_bytes
+from gramless.grid_plan import batch_bounds
+from gramless.integrations.calibration import calibrated
 from gramless.integrations.checkpoints import Checkpoint
-from gramless.integrations.folders import open_ids, open_layers
+from gramless.integrations.folders import open_layers
 from gramless.integrations.formats import printable
-from gramless.integrations.sources import Layer, LayerSource, rows_per_chunk, stream_rows
-from gramless.layers import LayerGrid, SimilarityMatrix
+from gramless.integrations.ids import check_order
+from gramless.integrations.sources import LayerSource, rows_per_chunk
+from gramless.layers import LayerGrid, SimilarityMatrix, cka_matrix
 
 __all__ = ["LayerSource", "check_order", "compare_files", "compare_sources", "open_layers", "rows_per_chunk"]
 
-Rows = npt.NDArray[Any]
+Chunk = Mapping[str, npt.NDArray[Any]]
 
-ID_CHUNK_BYTES = 4 << 20
+NULLS = ("permutation",)
 # a checkpoint at most this often (seconds), and never for more than a twentieth of the time
 CHECKPOINT_SECONDS = 60.0
 CHECKPOINT_SHARE = 20
@@ -38,6 +43,14 @@ def compare_files(
     b: str | os.PathLike[str] | None = None,
     *,
     estimator: str = "unbiased",
+    kernel: str = "linear",
+    bandwidth: float | str | None = None,
+    bandwidth_scale: float = 1.0,
+    batch_size: int | None = None,
+    weights: str = "rows",
+    null: str | None = None,
+    n_permutations: int = 200,
+    seed: int = 0,
     layers_a: str | None = None,
     layers_b: str | None = None,
     ids_a: str | os.PathLike[str] | None = None,
@@ -55,12 +68,23 @@ def compare_files(
         Layers (n, p) of each model, as `open_layers` reads them; row i of both must be the same sample. Without b, the
         layers of a against each other.
     estimator : {"unbiased", "biased", "feature_corrected"}
-        As in `gramless.cka`.
+        As in `gramless.cka_matrix`.
+    kernel, bandwidth, bandwidth_scale, weights
+        As in `gramless.LayerGrid`. The rbf kernel over all rows at once needs the rows of all layers in memory.
+    batch_size : int, optional
+        Average over batches of so many consecutive rows, with standard errors, which take it that the rows of the files
+        are in no order. Default: all rows at once, exactly.
+    null : {"permutation"}, optional
+        Put each value beside its mean and 95 % quantile over random permutations of the rows. It needs all rows at once
+        and in memory.
+    n_permutations, seed : int
+        Of the null, as in `gramless.cka`.
     layers_a, layers_b : str, optional
         Only the layers that match this shell pattern.
     ids_a, ids_b : path, optional
         Files with the ids of the rows, (n,) integers or strings. Default: the entry "ids" of a and b. If both sides
-        have ids, they must agree row by row; if one has, a warning says that the order was not checked.
+        have ids, they must agree row by row; if one has such an entry, a warning says that the order was not checked,
+        and if one was given a file, that is an error.
     checkpoint : path, optional
         Write the sums to this file now and then, and on interruption; go on from it if it exists. It is deleted when
         the comparison is complete. The result is the same to the last bit.
@@ -72,7 +96,8 @@ def compare_files(
     Returns
     -------
     SimilarityMatrix
-        Float64 values of shape (layers of a, layers of b).
+        Float64 values of shape (layers of a, layers of b). With a null, a
+        `gramless.integrations.calibration.CalibratedMatrix`.
 
     Raises
     ------
@@ -82,11 +107,13 @@ def compare_files(
         If a file is damaged, the numbers of rows differ, the ids differ, a value is not finite, or the checkpoint is of
         other inputs.
     MemoryError
-        If the sums do not fit.
+        If the sums do not fit, or the rows where these must be in memory.
 
     Notes
     -----
-    Each file is read once. Peak extra bytes beyond those of `LayerGrid`: 64 MB of rows, and 2 MB of buffers.
+    Each file is read once. Peak extra bytes beyond those of `LayerGrid`: 64 MB of rows, and 2 MB of buffers. The rbf
+    kernel over all rows, and the null, hold all rows; else their cost is that of `gramless.cka_matrix`, and for the
+    null that of `gramless.cka` of each pair of layers.
 
     Examples
     --------
@@ -103,54 +130,26 @@ def compare_files(
         source_b = None if b is None else stack.enter_context(open_layers(b, layers_b))
         if source_b is not None:
             check_order(source_a, source_b, ids_a, ids_b)
-        return compare_sources(
+        matrix = compare_sources(
             source_a,
             source_b,
             estimator=estimator,
+            kernel=kernel,
+            bandwidth=bandwidth,
+            bandwidth_scale=bandwidth_scale,
+            batch_size=batch_size,
+            weights=weights,
+            null=null,
+            n_permutations=n_permutations,
+            seed=seed,
             checkpoint=checkpoint,
             progress=progress,
             max_bytes=max_bytes,
             backend=backend,
         )
-
-
-def check_order(
-    a: LayerSource,
-    b: LayerSource,
-    ids_a: str | os.PathLike[str] | None = None,
-    ids_b: str | os.PathLike[str] | None = None,
-) -> bool:
-    """Check that the rows of both sides are the same samples in the same order.
-
-    Returns
-    -------
-    bool
-        True if both sides have ids, which agree. False if not: then, if one side has, a warning says so.
-
-    Raises
-    ------
-    ValueError
-        If the numbers of rows differ, or the ids: the message names the first row that differs.
-    """
-    if a.n != b.n:
-        raise ValueError(
-            f"expected the same number of rows on both sides, got {a.n} in {printable(a.path)} "
-            f"and {b.n} in {printable(b.path)}"
-        )
-    found = [_ids_of(a, ids_a), _ids_of(b, ids_b)]
-    sides = [source for source in found if source is not None]
-    if len(sides) == 1:
-        named = a if found[0] is not None else b
-        other = b if named is a else a
-        warnings.warn(
-            f"{printable(named.path)} has ids, {printable(other.path)} has none: the order of rows was not checked",
-            UserWarning,
-            stacklevel=2,
-        )
-    if len(sides) < 2:
-        return False
-    _compare_ids(a, b, sides[0], sides[1])
-    return True
+    if checkpoint is not None:
+        Path(checkpoint).unlink(missing_ok=True)
+    return matrix
 
 
 def compare_sources(
@@ -158,35 +157,82 @@ def compare_sources(
     b: LayerSource | None = None,
     *,
     estimator: str = "unbiased",
+    kernel: str = "linear",
+    bandwidth: float | str | None = None,
+    bandwidth_scale: float = 1.0,
+    batch_size: int | None = None,
+    weights: str = "rows",
+    null: str | None = None,
+    n_permutations: int = 200,
+    seed: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = False,
     max_bytes: int | None = None,
     backend: str = "auto",
 ) -> SimilarityMatrix:
-    """`compare_files` of sources that are open, without the check of the ids."""
+    """`compare_files` of sources that are open, without the check of the ids; the checkpoint is left in place."""
+    if null is not None:
+        _checks.choice("compare_files", "null", null, NULLS)
+        _checks.positive("compare_files", "n_permutations", n_permutations)
+        _checks.seed("compare_files", seed)
+    if batch_size is None and weights != "rows":
+        raise ValueError(f"compare_files: weights={weights!r} needs batches, give batch_size")
+    if batch_size is not None:
+        batch_bounds("compare_files", a.n, batch_size)
+        if null is not None or estimator != "unbiased":
+            other = f"estimator={estimator!r}" if null is None else f"null={null!r}"
+            raise ValueError(f"compare_files: batches have estimator='unbiased' alone, and no null, got {other}")
+    options: dict[str, Any] = {"kernel": kernel, "bandwidth": bandwidth, "bandwidth_scale": bandwidth_scale}
+    memory: dict[str, Any] = {"max_bytes": max_bytes, "backend": backend}
+    if batch_size is None and (null is not None or kernel != "linear"):
+        why = f"null={null!r}" if null else f"kernel={kernel!r} without batch_size"
+        if checkpoint is not None:
+            raise ValueError(f"compare_files: {why} has no checkpoint: it holds all rows at once")
+        calibration = None if null is None else {"n_permutations": n_permutations, "seed": seed}
+        return _compare_held(a, b, why, calibration, options | {"estimator": estimator}, memory, progress=progress)
+    grid = LayerGrid("exact" if batch_size is None else "minibatch", weights=weights, **options, **memory)
     sources = (a,) if b is None else (a, b)
     rows = rows_per_chunk(*sources)
-    grid = LayerGrid(mode="exact", max_bytes=max_bytes, backend=backend)
-    saved = None if checkpoint is None else Checkpoint(checkpoint, sources, rows)
-    state = saved.load() if saved else None
-    if state is not None:
-        grid.load_state_dict(state)
+    if batch_size is not None:
+        rows = max(rows // batch_size, 1) * batch_size
+        _check_memory(min(rows, a.n), sources, f"batch_size={batch_size}")
+    step = batch_size or rows
+    saved = None if checkpoint is None else Checkpoint(checkpoint, sources, step, options | {"weights": weights})
+    if saved is not None:
+        saved.resume(grid)
     try:
-        with _progress_bar(a.n, shown=progress) as advance:
+        with _progress_bar(a.n, "rows", shown=progress) as advance:
             advance(grid.n)
-            _stream(grid, a, b, rows, saved, advance)
+            _stream(grid, a, b, rows, step, saved, advance)
     except KeyboardInterrupt:
         if saved is None or grid.n == 0:
             raise
-        # an update that is cut off leaves the grid at the end of the chunk before
+        # an update that is cut off leaves the grid at the end of the one before
         saved.save(grid.state_dict())
         raise KeyboardInterrupt(
             f"{grid.n} of {a.n} rows are done; the same call goes on from {printable(saved.path)}"
         ) from None
-    matrix = grid.finalize(estimator=estimator)
-    if saved is not None:
-        saved.remove()
-    return matrix
+    return grid.finalize(estimator=estimator)
+
+
+def _compare_held(
+    a: LayerSource,
+    b: LayerSource | None,
+    why: str,
+    calibration: Mapping[str, Any] | None,
+    options: Mapping[str, Any],
+    memory: Mapping[str, Any],
+    *,
+    progress: bool,
+) -> SimilarityMatrix:
+    """Compare all rows at once, in memory; put them beside their null if it is to be calibrated."""
+    xs, ys = _held(a, why), None if b is None else _held(b, why)
+    with _naming_nonfinite((a, xs, 0), (b, ys, 0)):
+        matrix = cka_matrix(xs, ys, progress=_is_shown(progress), **options, **memory)
+    if calibration is None:
+        return matrix
+    with _progress_bar(matrix.values.size, "pairs", shown=progress) as advance:
+        return calibrated(matrix, xs, ys, advance=advance, backend=memory["backend"], **calibration, **options)
 
 
 def _stream(
@@ -194,19 +240,17 @@ def _stream(
     a: LayerSource,
     b: LayerSource | None,
     rows: int,
+    step: int,
     saved: Checkpoint | None,
     advance: Callable[[int], None],
 ) -> None:
-    """Feed all rows that the grid has not seen."""
+    """Feed all rows that the grid has not seen, in chunks, each by one or more steps."""
     due = time.monotonic() + CHECKPOINT_SECONDS
     chunks_b = repeat(None) if b is None else b.chunks(rows, grid.n)
     for xs, ys in zip(a.chunks(rows, grid.n), chunks_b, strict=b is not None):
-        try:
-            grid.update(xs, ys)
-        except ValueError:
-            for source, chunk in ((a, xs), (b, ys)):
-                _refuse_nonfinite(source, chunk, grid.n)
-            raise
+        with _naming_nonfinite((a, xs, grid.n), (b, ys, grid.n)):
+            for start in range(0, len(next(iter(xs.values()))), step):
+                grid.update(_cut(xs, start, start + step), None if ys is None else _cut(ys, start, start + step))
         advance(grid.n)
         now = time.monotonic()
         if saved is not None and now >= due and grid.n < a.n:
@@ -215,61 +259,54 @@ def _stream(
             due = after + max(CHECKPOINT_SECONDS, CHECKPOINT_SHARE * (after - now))
 
 
-def _refuse_nonfinite(source: LayerSource | None, chunk: Mapping[str, Rows] | None, start: int) -> None:
-    """Name the file, layer and row of the first value that is not finite."""
-    if source is None or chunk is None:
-        return
-    for name, x in chunk.items():
-        bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
-        if len(bad):
-            raise ValueError(
-                f"{printable(source.path)}: layer {printable(name)} has a non-finite value in row {start + int(bad[0])}"
-            ) from None
+def _cut(chunk: Chunk, start: int, stop: int) -> Chunk:
+    return {name: x[start:stop] for name, x in chunk.items()}
 
 
-def _ids_of(source: LayerSource, path: str | os.PathLike[str] | None) -> Layer | None:
-    ids = source.ids if path is None else open_ids(path)
-    if ids is not None and ids.n != source.n:
-        raise ValueError(f"{ids.shards[0].label}: {ids.n} ids for {source.n} rows of {printable(source.path)}")
-    return ids
+def _held(source: LayerSource, why: str) -> Chunk:
+    """Return all rows of all layers, in memory."""
+    _check_memory(source.n, (source,), why)
+    return next(source.chunks(source.n))
 
 
-def _compare_ids(a: LayerSource, b: LayerSource, ids_a: Layer, ids_b: Layer) -> None:
-    kinds = ["integers" if ids.shards[0].storage.kind in "iu" else ids.shards[0].dtype[:3] for ids in (ids_a, ids_b)]
-    if kinds[0] != kinds[1]:
-        raise ValueError(
-            f"{ids_a.shards[0].label} and {ids_b.shards[0].label}: ids of different kinds, "
-            f"{ids_a.shards[0].dtype} and {ids_b.shards[0].dtype}"
+def _check_memory(rows: int, sources: Sequence[LayerSource], why: str) -> None:
+    needed, limit = rows * sum(source.row_bytes for source in sources), available_bytes()
+    if limit is not None and needed > limit:
+        raise MemoryError(
+            f"compare_files: {why} needs {rows:,} rows in memory at once: {needed:,} bytes, available is {limit:,} "
+            "bytes; give a smaller batch_size, or choose fewer layers"
         )
-    width = max(shard.storage.itemsize for ids in (ids_a, ids_b) for shard in ids.shards)
-    rows = max(1, ID_CHUNK_BYTES // width)
-    start = 0
-    for chunk_a, chunk_b in zip(stream_rows((ids_a,), rows), stream_rows((ids_b,), rows), strict=True):
-        left, right = chunk_a[ids_a.name], chunk_b[ids_b.name]
-        different = np.flatnonzero(left != right)
-        if len(different):
-            row = int(different[0])
-            raise ValueError(
-                f"the rows are not the same samples in the same order: row {start + row} is "
-                f"{_shown_id(left[row])} in {printable(a.path)} and {_shown_id(right[row])} in {printable(b.path)}"
-            )
-        start += len(left)
-
-
-def _shown_id(value: Any) -> str:
-    return printable(repr(value.item()))
 
 
 @contextmanager
-def _progress_bar(total: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
-    """Give a function that is told the rows done so far."""
-    if not (shown and sys.stderr.isatty()):
+def _naming_nonfinite(*sides: tuple[LayerSource | None, Chunk | None, int]) -> Iterator[None]:
+    """Name the file, layer and row of the first value that is not finite, if that is why an update fails."""
+    try:
+        yield
+    except ValueError:
+        for source, chunk, first in sides:
+            for name, x in (chunk or {}).items():
+                bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
+                if source is not None and len(bad):
+                    place = f"{printable(source.path)}: layer {printable(name)}"
+                    raise ValueError(f"{place} has a non-finite value in row {first + int(bad[0])}") from None
+        raise
+
+
+def _is_shown(progress: bool) -> bool:
+    return progress and sys.stderr.isatty()
+
+
+@contextmanager
+def _progress_bar(total: int, what: str, *, shown: bool) -> Iterator[Callable[[int], None]]:
+    """Give a function that is told how much is done so far."""
+    if not _is_shown(shown):
         yield lambda done: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("rows"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("rows", total=total)
+        task = progress.add_task(what, total=total)
         yield lambda done: progress.update(task, completed=done)

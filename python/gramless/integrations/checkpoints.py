@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gramless._version import __version__
-from gramless.integrations.formats import ZIP_ERRORS, first_line, printable
+from gramless.integrations.formats import ZIP_MAGICS, first_line, printable
+from gramless.integrations.outputs import check_place
 from gramless.integrations.sources import LayerSource
+from gramless.layers import LayerGrid
 
 KEY = "gramless.checkpoint"
 SAMPLE_BYTES = 1 << 16
@@ -32,51 +32,65 @@ class Checkpoint:
         The inputs: names, sizes, and both ends of their files, names, shapes and dtypes of their layers.
     rows : int
         Rows of a chunk.
+    options : dict
+        Whatever else the sums depend on: plain numbers and texts.
     """
 
-    def __init__(self, path: str | os.PathLike[str], sources: Sequence[LayerSource], rows: int) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        sources: Sequence[LayerSource],
+        rows: int,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
         self.path = Path(path)
-        if not self.path.parent.is_dir():
-            raise FileNotFoundError(f"{printable(self.path)}: the folder {printable(self.path.parent)} does not exist")
-        if self.path.is_dir():
-            raise ValueError(f"{printable(self.path)}: expected a file for the checkpoint, got a folder")
+        check_place(f"checkpoint {printable(self.path)}", self.path)
+        self._rows, self._n = rows, sources[0].n
         self._marks: dict[str, Any] = {f"input {i}": _fingerprint(source) for i, source in enumerate(sources, 1)}
-        self._marks |= {"rows of a chunk": rows, "version": __version__}
+        self._marks |= {"rows of a chunk": rows, "version": __version__, **(options or {})}
 
-    def load(self) -> dict[str, Any] | None:
-        """Read the state, or None if there is no file yet.
+    def resume(self, grid: LayerGrid) -> None:
+        """Let an empty grid go on from the file, if there is one.
 
         Raises
         ------
+        OSError
+            If the file cannot be opened.
         ValueError
-            If the file is no checkpoint, or one of other inputs.
+            If it is no checkpoint, or one of another comparison.
         """
         if not self.path.exists():
-            return None
-        size = self.path.stat().st_size
-        try:
-            if not zipfile.is_zipfile(self.path):
-                raise ValueError("not a zip file, as .npz is")
-            with self.path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                # a checkpoint is never compressed, so it cannot unpack to more than its size
-                if KEY not in arrays.files or sum(info.file_size for info in arrays.zip.infolist()) > size:
-                    raise ValueError("written by something else")
-                marks = dict(json.loads(str(arrays[KEY])))
-                state = {name: arrays[name] for name in arrays.files if name != KEY}
-        except (AttributeError, TypeError, ValueError, *ZIP_ERRORS) as error:
-            raise ValueError(f"{printable(self.path)}: not a checkpoint of gramless: {first_line(error)}") from error
-        different = [name for name in self._marks | marks if marks.get(name) != self._marks.get(name)]
+            return
+        with self.path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            try:
+                if file.read(4) not in ZIP_MAGICS:
+                    raise ValueError("not a zip file, as .npz is")
+                file.seek(0)
+                with np.load(file, allow_pickle=False) as arrays:
+                    # a checkpoint is never compressed, so it cannot unpack to more than its size
+                    if KEY not in arrays.files or sum(info.file_size for info in arrays.zip.infolist()) > size:
+                        raise ValueError("written by something else")
+                    marks = dict(json.loads(str(arrays[KEY])))
+                    different = [name for name in self._marks | marks if marks.get(name) != self._marks.get(name)]
+                    if not different:
+                        grid.load_state_dict({name: arrays[name] for name in arrays.files if name != KEY})
+                if grid.n > self._n or (grid.n % self._rows and grid.n != self._n):
+                    raise ValueError(f"{grid.n} of {self._n} rows are no whole number of chunks")
+            except Exception as error:
+                # what a damaged file makes its parsers raise has no useful bound
+                grid.reset()
+                raise ValueError(f"{printable(self.path)}: not a gramless checkpoint: {first_line(error)}") from error
         if different:
             named = printable(", ".join(different)) + " differ" + "s" * (len(different) == 1)
             raise ValueError(
                 f"{printable(self.path)}: a checkpoint of another comparison ({named}); delete it to start again"
             )
-        return state
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Write the state; the file is the old one or the new one at any time."""
         arrays: dict[str, Any] = {KEY: np.array(json.dumps(self._marks)), **state}
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        temporary = self.path.with_name(f".gramless-{os.getpid()}.tmp")
         try:
             with temporary.open("wb") as file:
                 np.savez(file, **arrays)
@@ -86,11 +100,6 @@ class Checkpoint:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-
-    def remove(self) -> None:
-        """Delete the file: its comparison is complete."""
-        with suppress(FileNotFoundError):
-            self.path.unlink()
 
 
 def _fingerprint(source: LayerSource) -> dict[str, Any]:

@@ -1,38 +1,25 @@
 """The command line: ``gramless compare``, ``gramless demo`` and ``gramless info``.
 
 Results go to standard output; errors, warnings and the progress bar to standard error. Exit codes: 0, 2 for an error
-(one line that starts with ``gramless: error: ``), 130 for an interruption.
+(one line that starts with ``gramless: error: ``) or a reader that went away, 130 for an interruption.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import io
-import json
 import os
+import re
 import sys
-import time
 import warnings
 from collections.abc import Sequence
-from contextlib import ExitStack
-from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from contextlib import suppress
+from typing import NoReturn, TextIO
 
-from rich.console import Console
-from rich.text import Text
-
-from gramless._dispatch import set_num_threads
 from gramless._version import __version__
-from gramless.integrations.arrays import check_order, compare_sources, open_layers
-from gramless.integrations.formats import printable
-from gramless.integrations.info import describe
-from gramless.integrations.sources import LayerSource
-from gramless.integrations.tables import matrix_lines
-from gramless.layers import SimilarityMatrix
 
 ERROR, INTERRUPTED = 2, 130
-PLOT_SUFFIXES = (".png", ".pdf", ".svg")
+MAX_THREADS = 1024
 INPUTS = """\
 what A and B may be:
   a .npy file            one layer, named after the file
@@ -47,10 +34,24 @@ what A and B may be:
                          one layer per folder, named after it
 
 Layers are matrices (n, p) of float16, bfloat16, float32 or float64, and row i of A
-and of B must be the same sample. An entry named "ids" (1-d integers or strings), or
+and of B must be the same sample. What is named "ids" (1-d integers or strings: an
+entry, ids.npy beside .npy shards, a folder of shards beside those of the layers), or
 a file given with --ids-a and --ids-b, proves it: ids must agree row by row.
-Files are read once, in chunks of about 64 MB.
+
+Files are read once, in chunks of about 64 MB. The rbf kernel without --batch-size,
+and --null, hold all rows in memory.
 """
+
+
+# what the functions of the library say, and what it is called on the command line
+FUNCTION = re.compile(r"(?:LayerGrid(?:\.\w+)?|cka_matrix|cka|compare_files): ")
+WORDS = (
+    (re.compile(r"\b(layers?|and) x/"), r"\1 A/"),
+    (re.compile(r"\b(layers?|and) y/"), r"\1 B/"),
+    (re.compile(r"\bmode='minibatch'|\bbatch_size\b"), "--batch-size"),
+    (re.compile(r"\bn_permutations\b"), "--permutations"),
+    (re.compile(r"\b(estimator|kernel|bandwidth|weights|null)='?([\w.+-]+)'?"), r"--\1 \2"),
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -79,6 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     >>> main(["compare", "missing.npy"])
     2
     """
+    for name in ("stdout", "stderr"):
+        # what was closed is like what nobody reads
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for category in (UserWarning, RuntimeWarning):
@@ -88,27 +93,33 @@ def main(argv: Sequence[str] | None = None) -> int:
             # a name that the terminal cannot show must not cost the result
             sys.stdout.reconfigure(errors="backslashreplace")
         try:
-            arguments = _parser().parse_args(argv)
-            code = int(arguments.run(arguments))
+            parser = _parser()
+            arguments = parser.parse_args(argv)
+            if arguments.command is None:
+                parser.print_help()
+            else:
+                # loaded here, so that an interruption while it loads is one, too
+                from gramless.integrations import commands
+
+                getattr(commands, arguments.command)(arguments)
             sys.stdout.flush()
         except BrokenPipeError:
-            # the reader of the pipe has gone; what is still buffered must not fail again at exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return ERROR
         except KeyboardInterrupt as interruption:
-            print(f"gramless: interrupted{f': {interruption}' if str(interruption) else ''}", file=sys.stderr)
+            _complain("interrupted" + (f": {interruption}" if str(interruption) else ""))
             return INTERRUPTED
         except (ValueError, OSError, RuntimeError, MemoryError, ImportError) as error:
-            print(f"gramless: error: {_one_line(error)}", file=sys.stderr)
+            _complain(f"error: {_in_words(error)}")
             return ERROR
-        return code
+        finally:
+            _settle()
+        return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="gramless", description="How similar are two models? Exact CKA by streaming.")
     parser.add_argument("--version", action="version", version=f"gramless {__version__}")
-    parser.set_defaults(run=lambda arguments: _help(parser))
-    commands = parser.add_subparsers(title="commands", metavar="{compare,demo,info}")
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="{compare,demo,info}")
 
     compare = commands.add_parser(
         "compare",
@@ -117,7 +128,6 @@ def _parser() -> argparse.ArgumentParser:
         epilog=INPUTS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    compare.set_defaults(run=_compare)
     compare.add_argument("a", metavar="A", help="activations of one model: a file or a folder, see below")
     compare.add_argument("b", metavar="B", nargs="?", help="of the other model; without it, A against itself")
     compare.add_argument("--measure", choices=("cka",), default="cka", help="what is compared (default: cka)")
@@ -127,6 +137,34 @@ def _parser() -> argparse.ArgumentParser:
         default="unbiased",
         help="of HSIC (default: unbiased, which can be slightly negative)",
     )
+    compare.add_argument(
+        "--kernel", choices=("linear", "rbf"), default="linear", help="of all layers (default: linear)"
+    )
+    compare.add_argument(
+        "--bandwidth",
+        metavar="RULE",
+        type=_number_or_rule,
+        help='of the rbf kernel: a number, or "median" (default) or "kornblith" of each layer, in each batch if any',
+    )
+    compare.add_argument(
+        "--bandwidth-scale", metavar="X", type=float, default=1.0, help="factor of the bandwidth (default: 1)"
+    )
+    compare.add_argument(
+        "--batch-size",
+        metavar="N",
+        type=int,
+        help="average over batches of N rows, with standard errors, for rows in no order (default: all rows at once)",
+    )
+    compare.add_argument(
+        "--weights", choices=("rows", "equal"), default="rows", help="how batches count in the average (default: rows)"
+    )
+    compare.add_argument(
+        "--null",
+        choices=("permutation",),
+        help="show each value beside its mean and 95 %% quantile over random permutations of the rows",
+    )
+    compare.add_argument("--permutations", metavar="N", type=int, default=200, help="of --null (default: %(default)s)")
+    compare.add_argument("--seed", metavar="N", type=int, default=0, help="of --null (default: %(default)s)")
     for side in "ab":
         compare.add_argument(f"--layers-{side}", metavar="GLOB", help=f"only the layers of {side.upper()} that match")
     for side in "ab":
@@ -138,9 +176,13 @@ def _parser() -> argparse.ArgumentParser:
     ):
         compare.add_argument(f"--{form}", metavar="FILE", help=f"write {what}")
     compare.add_argument(
-        "--checkpoint", metavar="FILE", help="save the sums now and then, go on from them if the file exists"
+        "--checkpoint",
+        metavar="FILE",
+        help="save the sums now and then, go on from them if the file exists; it is removed on success",
     )
-    compare.add_argument("--threads", metavar="N", type=int, help="threads of the CPU kernels (default: all cores)")
+    compare.add_argument(
+        "--threads", metavar="N", type=int, help=f"threads of the CPU kernels, up to {MAX_THREADS} (default: all cores)"
+    )
     compare.add_argument("--no-progress", action="store_true", help="no progress bar (a pipe never gets one)")
 
     demo = commands.add_parser(
@@ -148,137 +190,38 @@ def _parser() -> argparse.ArgumentParser:
         help="train three small networks on handwritten digits and compare their layers",
         description="Train three small networks on handwritten digits, and compare their layers. It needs no network.",
     )
-    demo.set_defaults(run=_demo)
     demo.add_argument(
         "--out", metavar="DIR", default="gramless-demo", help="folder for the results (default: %(default)s)"
     )
 
-    info = commands.add_parser("info", help="version, CPU kernels, backends and installed libraries")
-    info.set_defaults(run=_info)
+    commands.add_parser("info", help="version, CPU kernels, backends and installed libraries")
     return parser
 
 
-def _help(parser: argparse.ArgumentParser) -> int:
-    parser.print_help()
-    return 0
+def _number_or_rule(word: str) -> float | str:
+    try:
+        return float(word)
+    except ValueError:
+        return word
 
 
-def _compare(arguments: argparse.Namespace) -> int:
-    if arguments.b is None and (arguments.layers_b or arguments.ids_a or arguments.ids_b):
-        raise ValueError("--layers-b, --ids-a and --ids-b need B")
-    outputs = {form: Path(path) for form in ("json", "csv", "plot") if (path := getattr(arguments, form))}
-    if arguments.threads is not None:
-        set_num_threads(arguments.threads)
-    with ExitStack() as stack:
-        a = stack.enter_context(open_layers(arguments.a, arguments.layers_a))
-        b = None if arguments.b is None else stack.enter_context(open_layers(arguments.b, arguments.layers_b))
-        _check_outputs(outputs, arguments.checkpoint, [source for source in (a, b) if source is not None])
-        start = time.perf_counter()
-        ordered = b is not None and check_order(a, b, arguments.ids_a, arguments.ids_b)
-        matrix = compare_sources(
-            a,
-            b,
-            estimator=arguments.estimator,
-            checkpoint=arguments.checkpoint,
-            progress=not arguments.no_progress,
-        )
-        seconds = time.perf_counter() - start
-    _write_outputs(outputs, matrix, arguments)
+def _in_words(message: Warning | BaseException | str) -> str:
+    """Say a message in one line that is safe for a terminal, and in the words of the command line."""
+    from gramless.integrations.formats import printable
 
-    console = make_console()
-    print_line(console, f"A  {a}")
-    if b is not None:
-        print_line(console, f"B  {b}")
-    print_line(console, "")
-    print_matrix(console, matrix)
-    order = "" if b is None else f", same rows {'by their ids' if ordered else 'taken on trust (no ids)'}"
-    print_line(console, "")
-    print_line(console, "* best match of the row")
-    print_line(console, f"{matrix.estimator} CKA, n = {matrix.n:,}{order}, {seconds:.1f} s")
-    for path in outputs.values():
-        print_line(console, f"wrote {printable(path)}")
-    return 0
+    if isinstance(message, OSError) and message.strerror and message.filename is not None:
+        return f"{printable(message.filename)}: {message.strerror}"
+    text = printable(" ".join(str(message).split())) or type(message).__name__
+    if found := FUNCTION.match(text):
+        text = text[found.end() :]
+        for pattern, word in WORDS:
+            text = pattern.sub(word, text)
+    return text
 
 
-def _demo(arguments: argparse.Namespace) -> int:
-    from gramless.integrations.demo import run_demo
-
-    run_demo(arguments.out, make_console())
-    return 0
-
-
-def _info(arguments: argparse.Namespace) -> int:
-    console = make_console()
-    for line in describe():
-        print_line(console, line)
-    return 0
-
-
-def make_console() -> Console:
-    """Give a console for standard output: colours on a terminal only, whatever the environment asks for."""
-    terminal = sys.stdout.isatty()
-    return Console(force_terminal=terminal, color_system="auto" if terminal else None, highlight=False)
-
-
-def print_line(console: Console, line: str | Text) -> None:
-    """Print a line as it is: not wrapped, no markup."""
-    console.print(Text(line) if isinstance(line, str) else line, soft_wrap=True)
-
-
-def print_matrix(console: Console, matrix: SimilarityMatrix) -> None:
-    """Print a matrix in the width of the console."""
-    for line in matrix_lines(matrix, console.width):
-        print_line(console, line)
-
-
-def _check_outputs(outputs: dict[str, Path], checkpoint: str | None, sources: Sequence[LayerSource]) -> None:
-    """Fail before the work, not after it."""
-    if "plot" in outputs:
-        if outputs["plot"].suffix.lower() not in PLOT_SUFFIXES:
-            raise ValueError(f"--plot {printable(outputs['plot'])}: expected {', '.join(PLOT_SUFFIXES)}")
-        import importlib.util
-
-        if importlib.util.find_spec("matplotlib") is None:
-            raise ValueError('--plot needs matplotlib: pip install "gramless[plot]"')
-    taken = {file.resolve(): "an input" for source in sources for file in source.files}
-    named = outputs | ({} if checkpoint is None else {"checkpoint": Path(checkpoint)})
-    for form, path in named.items():
-        if not path.parent.is_dir():
-            raise ValueError(f"--{form} {printable(path)}: the folder {printable(path.parent)} does not exist")
-        if path.is_dir():
-            raise ValueError(f"--{form} {printable(path)}: expected a file, got a folder")
-        if path.resolve() in taken:
-            raise ValueError(f"--{form} {printable(path)}: would overwrite {taken[path.resolve()]}")
-        taken[path.resolve()] = f"--{form}"
-        existed = path.exists()
-        # only an attempt tells: rights, read-only and full disks, names that are too long
-        path.open("ab").close()
-        if not existed:
-            path.unlink()
-
-
-def _write_outputs(outputs: dict[str, Path], matrix: SimilarityMatrix, arguments: argparse.Namespace) -> None:
-    if "json" in outputs:
-        found: dict[str, Any] = matrix.to_dict()
-        found |= {"version": __version__, "inputs": [name for name in (arguments.a, arguments.b) if name is not None]}
-        outputs["json"].write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    if "csv" in outputs:
-        with outputs["csv"].open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["layer", *matrix.layers_y])
-            for name, row in zip(matrix.layers_x, matrix.values.tolist(), strict=True):
-                writer.writerow([name, *row])
-    if "plot" in outputs:
-        from gramless.integrations.plots import heatmap
-
-        names = [Path(name).name for name in (arguments.a, arguments.b or arguments.a)]
-        heatmap(matrix, outputs["plot"], name_x=names[0], name_y=names[1])
-
-
-def _one_line(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{printable(error.filename)}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+def _complain(text: str) -> None:
+    with suppress(OSError):
+        print(f"gramless: {text}", file=sys.stderr, flush=True)
 
 
 def _show_warning(
@@ -289,4 +232,12 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    print(f"gramless: warning: {' '.join(str(message).split())}", file=sys.stderr)
+    _complain(f"warning: {_in_words(message)}")
+
+
+def _settle() -> None:
+    """Write what is still buffered, or drop it, so that it does not fail again at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from rich.console import Console
-from rich.text import Text
 
+from gramless._matrix import decimal
 from gramless.integrations.arrays import compare_files
 from gramless.integrations.plots import heatmap
-from gramless.integrations.tables import matrix_lines
+from gramless.integrations.tables import legend, matrix_lines, print_lines
 from gramless.layers import SimilarityMatrix
 
 Activations = dict[str, npt.NDArray[np.float32]]
@@ -78,7 +78,7 @@ def run_demo(out: str | os.PathLike[str], console: Console) -> dict[str, Similar
         right = np.mean(np.argmax(layers["logits"], axis=1) == labels[TRAINING:])
         arrays: dict[str, Any] = {**layers, "ids": ids[TRAINING:]}
         np.savez(folder / f"{name}.npz", **arrays)
-        _say(console, f"trained {name}: {HIDDEN} hidden layers of {width}, {right:.1%} of held-out digits right")
+        print_lines(console, f"trained {name}: {HIDDEN} hidden layers of {width}, {right:.1%} of held-out digits right")
 
     matrices: dict[str, SimilarityMatrix] = {}
     for other, what in (("seed_b", "another seed"), ("wide_c", "another seed and four times the width")):
@@ -88,25 +88,23 @@ def run_demo(out: str | os.PathLike[str], console: Console) -> dict[str, Similar
         matrices[name] = matrix
         matrix.save(folder / f"{name}.json")
         heatmap(matrix, folder / f"{name}.png", name_x="seed_a", name_y=other)
-        _say(console, f"\nseed_a (rows) against {other} (columns): {what}\n")
-        for line in matrix_lines(matrix, console.width):
-            _say(console, line)
-        _say(console, "\n" + meaning(matrix))
-    _say(
+        print_lines(console, f"\nseed_a (rows) against {other} (columns): {what}\n")
+        print_lines(console, *matrix_lines(matrix, console.width), "", *legend(matrix), "", meaning(matrix))
+    print_lines(
         console, f"\n{matrix.estimator} CKA, n = {matrix.n} held-out images, {time.perf_counter() - start:.1f} s in all"
     )
-    _say(console, f"activations, heat maps and .json files are in {folder}{os.sep}; next, for instance:\n")
+    print_lines(console, f"activations, heat maps and .json files are in {folder}{os.sep}; next, for instance:\n")
     command = ["gramless", "compare", *(str(folder / f"{name}.npz") for name in ("seed_b", "wide_c"))]
-    _say(console, shlex.join(command))
+    print_lines(console, shlex.join(command))
     return matrices
 
 
 def meaning(matrix: SimilarityMatrix) -> str:
     """Say in one sentence what a matrix between two models with the same layers shows."""
     learned = [i for i, name in enumerate(matrix.layers_x) if name != "input"]
-    best = np.nanargmax(matrix.values, axis=1)
-    same = sum(int(best[i]) == i for i in learned)
-    near = sum(abs(int(best[i]) - i) == 1 for i in learned)
+    best = matrix.best_columns()
+    same = sum(best[i] == i for i in learned)
+    near = sum(best[i] in (i - 1, i + 1) for i in learned)
     counterparts = float(np.mean([matrix.values[i, i] for i in learned]))
     others = float(np.mean([matrix.values[i, j] for i in learned for j in learned if i != j]))
     if same == len(learned):
@@ -116,8 +114,8 @@ def meaning(matrix: SimilarityMatrix) -> str:
     else:
         verdict = "depth alone does not tell which layers correspond"
     return (
-        f"{same} of {len(learned)} learned layers are most similar to their counterpart, {near} to its neighbour "
-        f"(mean CKA of counterparts {counterparts:.3f}, of other pairs {others:.3f}): {verdict}."
+        f"{same} of {len(learned)} learned layers are most similar to their counterpart, {near} to a neighbour of it "
+        f"(mean CKA of counterparts {decimal(counterparts)}, of other pairs {decimal(others)}): {verdict}."
     )
 
 
@@ -162,7 +160,3 @@ def _forward(network: Any, images: npt.NDArray[np.float32]) -> Activations:
             h = np.maximum(h, 0)
         layers[f"relu{depth}" if depth <= HIDDEN else "logits"] = h
     return layers
-
-
-def _say(console: Console, line: str | Text) -> None:
-    console.print(Text(line) if isinstance(line, str) else line, soft_wrap=True)

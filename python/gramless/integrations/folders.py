@@ -13,6 +13,7 @@ from gramless.integrations.sources import FLOATS, Layer, LayerSource
 IDS = "ids"
 # what is longer is no id, and buffers of them would not be small
 MAX_ID_BYTES = 4096
+CHOOSE = "choose the layers by a pattern (--layers-a, --layers-b)"
 
 Arrays = dict[str, tuple[Entry, ...]]
 
@@ -30,7 +31,8 @@ def open_layers(path: str | os.PathLike[str], layers: str | None = None) -> Laye
           shard belongs to one layer, named after the folder;
         - a folder of such folders, with one array in each file: each is a layer, named after its folder.
 
-        Hidden files are passed over. An entry named "ids" (1-d integers or strings) names the rows and is no layer.
+        Hidden files are passed over. What is named "ids" (1-d integers or strings) names the rows and is no layer: an
+        entry, a file ``ids.npy`` in the folder, or a folder of shards beside those of the layers.
     layers : str, optional
         Only the layers that match this shell pattern, such as ``"block*.mlp"``.
 
@@ -116,18 +118,30 @@ def _find(place: Path) -> tuple[Arrays, tuple[Entry, ...] | None]:
     if not place.is_dir():
         arrays: Arrays = {name: (entry,) for name, entry in _file_arrays(place).items()}
         return arrays, None if place.suffix.lower() == ".npy" else arrays.pop(IDS, None)
-    files, folders = _children(place)
-    if folders:
-        return {folder.name: _one_array(folder) for folder in folders}, None
-    arrays = _joined(place, files)
-    return arrays, None if files[0].suffix.lower() == ".npy" else arrays.pop(IDS, None)
+    children = _children(place)
+    named = [child for child in children if child.name in (IDS, f"{IDS}.npy")]
+    files, folders = _sorted_out(place, [child for child in children if child not in named])
+    arrays = {folder.name: _one_array(folder) for folder in folders} if folders else _joined(place, files)
+    found = [_one_array(child) if child.is_dir() else tuple(_file_arrays(child).values()) for child in named]
+    if files and files[0].suffix.lower() != ".npy" and IDS in arrays:
+        found.append(arrays.pop(IDS))
+    if len(found) > 1:
+        raise ValueError(f"{printable(place)}: holds ids more than once")
+    return arrays, found[0] if found else None
 
 
-def _children(folder: Path) -> tuple[list[Path], list[Path]]:
+def _children(folder: Path) -> list[Path]:
     children = sorted((c for c in folder.iterdir() if not c.name.startswith(".")), key=lambda c: natural_key(c.name))
-    files, folders = [c for c in children if not c.is_dir()], [c for c in children if c.is_dir()]
     if not children:
         raise ValueError(f"{printable(folder)}: the folder is empty")
+    return children
+
+
+def _sorted_out(folder: Path, children: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Row shards, or folders of them."""
+    files, folders = [c for c in children if not c.is_dir()], [c for c in children if c.is_dir()]
+    if not children:
+        raise ValueError(f"{printable(folder)}: holds no layers")
     if files and folders:
         raise ValueError(
             f"{printable(folder)}: expected row shards or one folder per layer, got both "
@@ -159,7 +173,7 @@ def _joined(folder: Path, files: Sequence[Path]) -> Arrays:
 
 
 def _one_array(folder: Path) -> tuple[Entry, ...]:
-    files, folders = _children(folder)
+    files, folders = _sorted_out(folder, _children(folder))
     if folders:
         raise ValueError(f"{printable(folder)}: expected the row shards of one layer, got folders in it")
     arrays = _joined(folder, files)
@@ -176,18 +190,19 @@ def _check_matrix(entry: Entry) -> None:
         if entry.dtype == "void16":
             advice = "; .npy cannot name bfloat16, save it as .safetensors or float32"
         elif entry.dtype.startswith(("int", "uint", "bool")):
-            advice = "; convert it, or choose the layers by a pattern"
+            advice = f"; convert it, or {CHOOSE}"
         raise ValueError(
             f"{entry.label}: expected float16, bfloat16, float32 or float64, got {printable(entry.dtype)}{advice}"
         )
     if len(entry.shape) == 1:
         raise ValueError(
-            f"{entry.label}: expected shape (n, p), got {entry.shape}; x.reshape(-1, 1) makes it one feature"
+            f"{entry.label}: expected shape (n, p), got {entry.shape}; x.reshape(-1, 1) makes it one feature; if it is "
+            f"no layer, {CHOOSE}"
         )
     if len(entry.shape) != 2:
         raise ValueError(
             f"{entry.label}: expected shape (n, p), got {entry.shape}; flatten it with x.reshape(len(x), -1), "
-            f"or pool it, as with x.mean(axis=1)"
+            f"or pool it, as with x.mean(axis=1); if it is no layer, {CHOOSE}"
         )
     if 0 in entry.shape:
         raise ValueError(f"{entry.label}: shape {entry.shape} has no {'rows' if entry.shape[0] == 0 else 'features'}")
@@ -214,8 +229,8 @@ def _check_shards(arrays: Arrays) -> None:
             if shard.shape[1:] != shards[0].shape[1:] or not same:
                 raise ValueError(
                     f"{printable(shard.path)}: {printable(name)} has rows {shard.shape[1:]} of {shard.dtype}, "
-                    f"but in {printable(shards[0].path.name)} rows {shards[0].shape[1:]} of {shards[0].dtype}; "
-                    f"the files of a folder are row shards of the same layers"
+                    f"but in {printable(shards[0].path.name)} rows {shards[0].shape[1:]} of {shards[0].dtype}; the "
+                    f"files of a folder are row shards of the same layers; for one layer per file, give each a folder"
                 )
 
 
@@ -226,14 +241,18 @@ def _check_rows(place: Path, arrays: Arrays) -> None:
         by_rows.setdefault(sum(shard.shape[0] for shard in shards), []).append(name)
     if len(by_rows) > 1:
         counts = "; ".join(f"{_listed(names)}: {rows}" for rows, names in by_rows.items())
-        raise ValueError(f"{printable(place)}: layers have different numbers of rows: {counts}")
-    by_file: dict[Path, set[int]] = {}
-    for shards in arrays.values():
+        raise ValueError(f"{printable(place)}: layers have different numbers of rows: {counts}; {CHOOSE}")
+    by_file: dict[Path, dict[str, int]] = {}
+    for name, shards in arrays.items():
         for shard in shards:
-            by_file.setdefault(shard.path, set()).add(shard.shape[0])
-    for path, counts_here in by_file.items():
-        if len(counts_here) > 1:
-            raise ValueError(f"{printable(path)}: entries have different numbers of rows: {sorted(counts_here)}")
+            by_file.setdefault(shard.path, {})[name] = shard.shape[0]
+    for path, rows in by_file.items():
+        if len(set(rows.values())) > 1:
+            counts = "; ".join(f"{printable(name)}: {count}" for name, count in list(rows.items())[:6])
+            raise ValueError(
+                f"{printable(path)}: expected the same rows of all entries in one row shard, got different numbers of "
+                f"rows: {counts}"
+            )
 
 
 def _listed(names: Mapping[str, object] | Sequence[str]) -> str:

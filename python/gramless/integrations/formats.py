@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import re
 import struct
 import warnings
@@ -20,6 +21,12 @@ from typing import IO, Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
+
+try:
+    from lzma import LZMAError
+except ImportError:
+    # Python may be built without it, and then reads no such member
+    LZMAError = zlib.error  # type: ignore[misc,assignment]
 
 SUFFIXES = (".npy", ".npz", ".safetensors")
 NPY_MAGIC = b"\x93NUMPY"
@@ -41,7 +48,7 @@ SAFETENSORS_DTYPES = {
     "U64": ("uint64", "<u8"),
 }
 # what a compressed or damaged zip member can raise while it is read
-ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, struct.error, OSError)
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, LZMAError, EOFError, RuntimeError, struct.error, OSError)
 
 
 def printable(name: object) -> str:
@@ -91,6 +98,8 @@ class Entry:
         Whether columns, not rows, are contiguous.
     member
         Member of the zip file that must be streamed through the decompressor; None for bytes that lie as they are.
+    stamp
+        Size and time of change of the file when its header was read.
     """
 
     path: Path
@@ -101,6 +110,7 @@ class Entry:
     offset: int
     fortran: bool = False
     member: str | None = None
+    stamp: tuple[int, int] = (0, 0)
 
     @property
     def label(self) -> str:
@@ -136,11 +146,17 @@ def read_entries(path: Path) -> list[Entry]:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise ValueError(f"{printable(path)}: expected a .npy, .npz or .safetensors file{_advice(path)}")
+    stamp = stamp_of(path.stat())
     if suffix == ".npy":
-        return [_npy_entry(path)]
-    if suffix == ".npz":
-        return _npz_entries(path)
-    return _safetensors_entries(path)
+        entries = [_npy_entry(path)]
+    else:
+        entries = _npz_entries(path) if suffix == ".npz" else _safetensors_entries(path)
+    return [replace(entry, stamp=stamp) for entry in entries]
+
+
+def stamp_of(found: os.stat_result) -> tuple[int, int]:
+    """Return what changes when a file is written again: its size, and the time."""
+    return found.st_size, found.st_mtime_ns
 
 
 def _advice(path: Path) -> str:

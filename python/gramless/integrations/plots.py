@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gramless._matrix import decimal
 from gramless.integrations.formats import printable
 from gramless.layers import SimilarityMatrix
 
@@ -20,6 +21,7 @@ MAX_WITH_VALUES, MAX_LABELS = 16, 80
 MAX_LABEL = 32
 # inches of the colour bar
 MIN_BAR, MAX_BAR, BAR_WIDTH, BAR_GAP = 1.3, 4.0, 0.14, 0.14
+ABBREVIATIONS = ("cca", "cka", "hsic", "rbf")
 BAD_COLOUR, MARK_COLOUR = "#d9d9d9", "#e6332a"
 
 
@@ -68,7 +70,7 @@ def heatmap(
     >>> x = np.random.default_rng(0).standard_normal((100, 6))
     >>> ax = heatmap(gl.cka_matrix({"first": x, "second": x[:, :3]}), "cka.png")
     >>> ax.get_title()
-    'n = 100'
+    'n = 100, framed: best match of the row'
     """
     try:
         from matplotlib.figure import Figure
@@ -93,20 +95,21 @@ def heatmap(
     ax.tick_params(length=2, width=0.5)
     ax.set_xlabel(printable(name_y), fontsize=9, parse_math=False)
     ax.set_ylabel(printable(name_x), fontsize=9, parse_math=False)
-    ax.set_title(f"n = {matrix.n:,}", fontsize=9)
+    grey = ", grey: no value" if masked.mask.any() else ""
+    ax.set_title(f"n = {matrix.n:,}, framed: best match of the row{grey}", fontsize=9)
     for spine in ax.spines.values():
         spine.set_linewidth(0.5)
 
     if with_values:
         _write_values(ax, masked, low, high)
     width = 1.6 if with_values else 0.9
-    for i, row in enumerate(matrix.values):
-        if not np.isnan(row).all():
-            corner = (int(np.nanargmax(row)) - 0.5, i - 0.5)
+    for i, j in enumerate(matrix.best_columns()):
+        if j is not None:
+            corner = (j - 0.5, i - 0.5)
             ax.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=MARK_COLOUR, linewidth=width, clip_on=False))
 
     bar = ax.figure.colorbar(image, ax=None if bar_ax is not None else ax, cax=bar_ax)
-    bar.set_label(f"{_spelled(matrix.measure)} ({matrix.estimator.replace('_', '-')})", fontsize=8)
+    bar.set_label(f"{spelled(matrix.measure)} ({matrix.estimator.replace('_', '-')})", fontsize=8)
     bar.ax.tick_params(labelsize=7, length=2, width=0.5)
     bar.outline.set_linewidth(0.5)
     if path is not None:
@@ -136,7 +139,7 @@ def _shown_figure() -> Any:
 def _limits(matrix: SimilarityMatrix) -> tuple[float, float]:
     finite = matrix.values[np.isfinite(matrix.values)]
     least, most = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-    high = max(1.0, most) if matrix.measure == "cka" else most
+    high = max(1.0, most) if matrix.measure.endswith("cka") else most
     low = min(0.0, least)
     return low, high if high > low else low + 1.0
 
@@ -155,7 +158,7 @@ def _write_values(ax: Any, values: Any, low: float, high: float) -> None:
         value = float(values[i, j])
         # the upper part of the colour map is light
         colour = "black" if (value - low) / (high - low) > 0.6 else "white"
-        ax.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7.5, color=colour)
+        ax.text(j, i, decimal(value, 2), ha="center", va="center", fontsize=7.5, color=colour)
 
 
 def _elided(name: str) -> str:
@@ -163,5 +166,14 @@ def _elided(name: str) -> str:
     return name if len(name) <= MAX_LABEL else f"{name[:half]}..{name[-half:]}"
 
 
-def _spelled(measure: str) -> str:
-    return measure.upper() if measure in ("cka", "hsic") else measure.replace("_", " ")
+def spelled(measure: str) -> str:
+    """Spell a measure as people do.
+
+    Examples
+    --------
+    >>> from gramless.integrations.plots import spelled
+    >>> spelled("rbf cka"), spelled("mean_cca")
+    ('RBF CKA', 'mean CCA')
+    """
+    words = measure.replace("_", " ").split()
+    return " ".join(word.upper() if word in ABBREVIATIONS else word for word in words)

@@ -6,6 +6,7 @@ file that shrinks while it is read is an error, not a crash.
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import zipfile
@@ -16,7 +17,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from gramless.integrations.formats import ZIP_ERRORS, Entry, first_line
+from gramless.integrations.formats import ZIP_ERRORS, Entry, first_line, printable, stamp_of
 
 # decompressed pieces, and columns of a Fortran-ordered array, pass through a buffer of this size
 PIECE_BYTES = 1 << 20
@@ -34,6 +35,9 @@ class OpenFiles:
             file, archive, users = self._open[entry.path]
         else:
             file, archive, users = entry.path.open("rb", buffering=0), None, 0
+            if stamp_of(os.fstat(file.fileno())) != entry.stamp:
+                file.close()
+                raise ValueError(f"{printable(entry.path)}: changed after its header was read; start again")
         if entry.member is not None and archive is None:
             archive = zipfile.ZipFile(file)
         self._open[entry.path] = (file, archive, users + 1)

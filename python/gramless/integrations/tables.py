@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from rich.console import Console
 from rich.text import Text
 
+from gramless.integrations.calibration import CalibratedMatrix
 from gramless.integrations.formats import printable
 from gramless.layers import SimilarityMatrix
 
@@ -32,8 +34,9 @@ def matrix_lines(matrix: SimilarityMatrix, width: int = 80) -> list[Text]:
     Returns
     -------
     list of rich Text
-        Panels of as many columns as fit; the best match of each row has a star, and a colour where there are colours.
-        With several panels, a list of the best matches follows.
+        Panels of as many columns as fit, values with their standard errors or nulls; the best match of each row has a
+        star, and a colour where there are colours; a value within its null has a tilde. With several panels, a list of
+        the best matches follows.
 
     Examples
     --------
@@ -44,8 +47,8 @@ def matrix_lines(matrix: SimilarityMatrix, width: int = 80) -> list[Text]:
     >>> for line in matrix_lines(gl.cka_matrix({"first": x, "second": x[:, :3]})):
     ...     print(line.plain)
              first   second
-    first    1.000*   0.679
-    second   0.679    1.000*
+    first    1.000    0.679*
+    second   0.679*   1.000
     """
     limit = max(MIN_LABEL, min(MAX_LABEL, (width - BESIDE_NAMES) // 2))
     (names_x, frame_x), (names_y, frame_y) = (_shortened(names, limit) for names in (matrix.layers_x, matrix.layers_y))
@@ -57,8 +60,9 @@ def matrix_lines(matrix: SimilarityMatrix, width: int = 80) -> list[Text]:
         [f"{head:<{len(heads[-1])}} {name}" for head, name in zip(heads, names_x, strict=True)] if shared else names_x
     )
     label_width = max(map(len, labels))
-    column = max(MIN_COLUMN, *map(len, heads))
-    best = [-1 if np.isnan(row).all() else int(np.nanargmax(row)) for row in matrix.values]
+    cells = [[_cell(matrix, i, j) for j in range(len(names_y))] for i in range(len(names_x))]
+    column = max(MIN_COLUMN, *map(len, heads), *(len(cell) for row in cells for cell in row))
+    best = matrix.best_columns()
     per_panel = max(1, (width - label_width) // (column + 3))
 
     lines = [
@@ -77,7 +81,7 @@ def matrix_lines(matrix: SimilarityMatrix, width: int = 80) -> list[Text]:
         for i, label in enumerate(labels):
             line = Text(f"{label:<{label_width}}")
             for j in shown:
-                cell = f"  {_number(matrix.values[i, j]):>{column}}{'*' if best[i] == j else ' '}"
+                cell = f"  {cells[i][j]:>{column}}{'*' if best[i] == j else ' '}"
                 line.append(cell, style=BEST_STYLE if best[i] == j else "")
             line.rstrip()
             lines.append(line)
@@ -88,14 +92,33 @@ def matrix_lines(matrix: SimilarityMatrix, width: int = 80) -> list[Text]:
         ]
     if per_panel < len(heads):
         lines += [Text(), Text("best match of each row", style="dim")]
-        for i, name in enumerate(names_x):
-            found = "no value" if best[i] < 0 else f"{names_y[best[i]]}  {_number(matrix.values[i, best[i]])}"
+        for name, row, column_of_best in zip(names_x, cells, best, strict=True):
+            found = "none" if column_of_best is None else f"{names_y[column_of_best]}  {row[column_of_best]}"
             lines.append(Text(f"{name:<{max(map(len, names_x))}}  {found}"))
     return lines
 
 
-def _number(value: float) -> str:
-    return "-" if np.isnan(value) else f"{value:.3f}"
+def print_lines(console: Console, *lines: str | Text) -> None:
+    """Print lines as they are: not wrapped, no markup."""
+    for line in lines:
+        console.print(Text(line) if isinstance(line, str) else line, soft_wrap=True)
+
+
+def legend(matrix: SimilarityMatrix) -> list[str]:
+    """Say what the marks and the numbers beside the values in a table are."""
+    lines = ["* best match of the row"]
+    if matrix.stderr is not None:
+        lines.append("+- standard error, for rows in no order")
+    if isinstance(matrix, CalibratedMatrix):
+        lines.append(f"(mean, 95 % quantile) over {matrix.n_permutations} permutations of the rows")
+        lines.append("~ within that null: no higher than its quantile")
+    return lines
+
+
+def _cell(matrix: SimilarityMatrix, i: int, j: int) -> str:
+    if np.isnan(matrix.values[i, j]):
+        return "-"
+    return ("~" if isinstance(matrix, CalibratedMatrix) and matrix.within_null[i, j] else "") + matrix.text(i, j)
 
 
 def _shortened(names: Sequence[str], limit: int) -> tuple[list[str], str]:

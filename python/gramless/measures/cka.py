@@ -7,7 +7,8 @@ With C, a_i, b_i taken about the means, A = sum a_i, B = sum b_i and P = sum a_i
 - biased: |C|^2 / (n - 1)^2 = tr(K H L H) / (n - 1)^2, Kornblith et al. (2019), arXiv:1905.00414. CKA lies in [0, 1].
 - feature_corrected: the mean of HSIC_1 over pairs of one feature of x and one of y; a self term is the mean over pairs
   of two different features. It corrects for few features as well as few rows, after Chun, Canatar, Chung and Lee
-  (2025), arXiv:2502.15104. CKA has no bounds, and no value where a self term is negative.
+  (2025), arXiv:2502.15104. A self term is 0 on average if features are independent, and CKA has no value where it is
+  not positive; so CKA has no bounds: a self term that is small by chance makes it large.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import math
 from typing import NoReturn
 
+import numpy as np
 from array_api_compat import array_namespace
 
 from .. import _checks
@@ -22,6 +24,8 @@ from .._checks import Array
 from .._states import CrossMoments, MomentState, SelfMoments
 
 _EPS = 2.0**-52
+# squares below this lose digits to underflow
+_LEAST = 2.0**-1022 / _EPS
 # how far rounding of float32 products may carry a CKA beyond 1
 _ANGLE_EXCESS = 1e-5
 
@@ -29,7 +33,10 @@ _ANGLE_EXCESS = 1e-5
 def hsic(state: MomentState, estimator: str = "unbiased") -> float:
     """HSIC of a state; `gramless.hsic` documents it."""
     state = _varying("hsic", state, estimator)
-    return cross_hsic(state.x, state.y, state.cross, estimator)
+    value = cross_hsic(state.x, state.y, state.cross, estimator)
+    if _overflows(value, state.x, state.y):
+        raise ValueError("hsic: x and y are so large that their HSIC overflows, scale them")
+    return value
 
 
 def cka(state: MomentState, estimator: str = "unbiased") -> float:
@@ -39,7 +46,11 @@ def cka(state: MomentState, estimator: str = "unbiased") -> float:
 
 def cka_distance(state: MomentState, estimator: str = "unbiased") -> float:
     """Angle of a state; `gramless.cka_distance` documents it."""
-    value = _cka("cka_distance", state, estimator)
+    return angle(_cka("cka_distance", state, estimator), estimator)
+
+
+def angle(value: float, estimator: str) -> float:
+    """Return the angle whose cosine is a CKA, which rounding may have carried beyond 1."""
     if abs(value) > 1 + _ANGLE_EXCESS:
         raise ValueError(f"cka_distance: the {estimator} CKA is {value:.6g}, which is no cosine")
     return math.acos(math.copysign(1.0, value) if abs(value) > 1 else value)
@@ -55,14 +66,17 @@ def cross_hsic(x: SelfMoments, y: SelfMoments, cross: CrossMoments, estimator: s
 
 def self_hsic(x: SelfMoments, estimator: str) -> tuple[float, str]:
     """Return HSIC of an array with itself, from moments about its mean, and what keeps CKA from existing."""
-    if estimator == "biased":
-        value = _square(x.second, x.n - 1)
-        return value, "is so small that its HSIC underflows, scale it" if value == 0 else ""
     trace = float(x.trace)
-    value, rounding = _unbiased(x.n, _square(x.second, x.n), float(x.norms), trace, trace)
+    if trace / x.n * (trace / x.n) < _LEAST:
+        return 0.0, "is so small that its HSIC underflows, scale it"
+    value, rounding = _square(x.second, x.n - 1), 0.0
+    if estimator != "biased":
+        value, rounding = _unbiased(x.n, _square(x.second, x.n), float(x.norms), trace, trace)
+    if _overflows(value, x):
+        return value, "is so large that its HSIC overflows, scale it"
     if value <= rounding:
         return value, "has no variation that the unbiased estimator can see, as when all rows but one are equal"
-    if estimator == "unbiased":
+    if estimator != "feature_corrected":
         return value, ""
     if x.width < 2:
         return math.nan, "has one feature, and the feature-corrected estimator needs two"
@@ -71,7 +85,10 @@ def self_hsic(x: SelfMoments, estimator: str) -> tuple[float, str]:
         return math.nan, "overflows in the fourth powers of the feature-corrected estimator, scale it"
     value = (value - own) / (x.width * (x.width - 1))
     if value <= 0:
-        return value, f"has the feature-corrected self term {value:.3g}, which has no root: too few rows or features"
+        return value, (
+            f"has the feature-corrected self term {value:.3g}, which is not positive: its features are nearly "
+            "independent, or rows or features are too few"
+        )
     return value, ""
 
 
@@ -80,6 +97,12 @@ def is_constant(x: SelfMoments) -> bool:
     trace = float(x.trace)
     centred = trace - float(x.sum @ x.sum) / x.n
     return centred <= 16 * _EPS * trace or centred <= x.n * (4 * _EPS) ** 2 * float(x.pivot @ x.pivot)
+
+
+def _overflows(value: float, *parts: SelfMoments) -> bool:
+    """Return whether a value is not finite although all rows are, as their means tell."""
+    means = (part.pivot for part in parts)
+    return not math.isfinite(value) and all(bool(array_namespace(m).all(array_namespace(m).isfinite(m))) for m in means)
 
 
 def _cka(function: str, state: MomentState, estimator: str) -> float:
@@ -108,6 +131,7 @@ def _refuse(function: str, name: str, problem: str) -> NoReturn:
     raise ValueError(f"{function}: {name} {problem}")
 
 
+@np.errstate(over="ignore")
 def _square(second: Array, divisor: int) -> float:
     """Return the squared Frobenius norm of the matrix divided by a number, before large moments can overflow."""
     xp = array_namespace(second)

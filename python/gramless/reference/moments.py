@@ -78,10 +78,11 @@ def moments(
 
 
 def _pivot(x: NDArray[Any], pivot: Float64 | None, single: bool) -> Float64:
-    """Return the given pivot, or the mean of the first rows, in the precision of the products."""
+    """Return the given pivot, or the medians of the first rows, rounded to float32 unless x or y is float64."""
     if pivot is None:
-        mean: Float64 = np.mean(x[:PIVOT_ROWS].astype(np.float64), axis=0)
-        return mean if x.dtype == np.float64 else mean.astype(np.float32).astype(np.float64)
+        # a mean would follow a single row that is far longer than the others
+        pivot = np.median(x[:PIVOT_ROWS].astype(np.float64), axis=0)
+        single = x.dtype != np.float64
     pivot = np.array(pivot, dtype=np.float64)
     return pivot.astype(np.float32).astype(np.float64) if single else pivot
 

@@ -1,0 +1,197 @@
+// The epilogue of Gram tiles for one instruction set level: kernel functions on vectors, and the sums over a tile.
+//
+// numerics: k in T; sums of unbounded kernels in fp64, of others over one row, or a column of kFlushRows rows, in T.
+#pragma once
+
+#include "core/gram_tiles.hpp"
+#include "core/panels.inl"
+
+namespace gramless::GRAMLESS_LEVEL {
+
+template <class T>
+struct ExpTable;
+
+// the lowest power of two that is no subnormal number, and what a sum with it rounds to whole numbers
+template <>
+struct ExpTable<float> {
+    using Bits = std::uint32_t;
+    static constexpr int kMantissa = 23, kTerms = 7;
+    static constexpr float kLowest = -126.0f, kRound = 0x1.8p23f;
+};
+
+template <>
+struct ExpTable<double> {
+    using Bits = std::uint64_t;
+    static constexpr int kMantissa = 52, kTerms = 13;
+    static constexpr double kLowest = -1022.0, kRound = 0x1.8p52;
+};
+
+// ln(2)^k / k!
+template <class T>
+constexpr T exp2_term(int k) {
+    return k == 0 ? T(1) : exp2_term<T>(k - 1) * T(0.693147180559945309417) / static_cast<T>(k);
+}
+
+// 2^t - offset for t <= 0 and offset 0 or 1, in the latter case with all digits near t = 0; NaN stays NaN
+template <class T, int N>
+inline Vector<T, N> exp2_less(Vector<T, N> t, T offset) {
+    using Table = ExpTable<T>;
+    using Bits = Vector<typename Table::Bits, N>;
+    t = t < Table::kLowest ? broadcast<T, N>(Table::kLowest) : t;
+    const auto shifted = t + Table::kRound;
+    const auto r = t - (shifted - Table::kRound);
+    // 2^r - 1 over r, |r| <= 1 / 2
+    auto series = broadcast<T, N>(exp2_term<T>(Table::kTerms));
+#pragma GCC unroll 16
+    for (int term = Table::kTerms - 1; term > 0; --term)
+        series = series * r + exp2_term<T>(term);
+    const auto power = (Vector<T, N>)(((Bits)shifted << Table::kMantissa) + (Bits)broadcast<T, N>(T(1)));
+    return power * (series * r) + (power - offset);
+}
+
+template <class T, int N>
+inline Vector<T, N> root(Vector<T, N> x) {
+    T lanes[N];
+    store<T, N>(lanes, x);
+    for (int lane = 0; lane < N; ++lane)
+        lanes[lane] = sizeof(T) == 4 ? static_cast<T>(__builtin_sqrtf(static_cast<float>(lanes[lane])))
+                                     : static_cast<T>(__builtin_sqrt(static_cast<double>(lanes[lane])));
+    return load<T, N>(lanes);
+}
+
+// k of one row of the tile and its columns from `first` on
+template <class T, class Function>
+inline void each_vector(const T* dots, const T* norms_j, std::int64_t first, std::int64_t cols, T* out,
+                        const Function& function) {
+    constexpr int kLanes = Shape<T>::kLanes;
+    for (std::int64_t j = first; j < cols; j += kLanes)
+        store<T, kLanes>(out + j, function(load<T, kLanes>(dots + j), load<T, kLanes>(norms_j + j)));
+}
+
+template <class T>
+inline void kernel_row(const GramSide<T>& side, std::int64_t i, std::int64_t first, std::int64_t cols, T* out) {
+    using V = Vector<T, Shape<T>::kLanes>;
+    constexpr int kLanes = Shape<T>::kLanes;
+    const GramKernel<T> k = side.kernel;
+    const T* const dots = side.dots + i * side.stride;
+    const T norm = side.norms_i[i];
+    const auto fill = [&](const auto& function) { each_vector(dots, side.norms_j, first, cols, out, function); };
+    // rounding may leave a distance below zero
+    const auto square = [&](V dot, V other) {
+        const V d = (norm + other) - dot * T(2);
+        return d < T(0) ? V{} : d;
+    };
+    switch (k.function) {
+        case GramFunction::kLinear:
+            return fill([](V dot, V) { return dot; });
+        case GramFunction::kRbf:
+            return fill([&](V dot, V other) { return exp2_less<T, kLanes>(square(dot, other) * -k.factor, k.offset); });
+        case GramFunction::kLaplacian:
+            return fill([&](V dot, V other) {
+                return exp2_less<T, kLanes>(root<T, kLanes>(square(dot, other)) * -k.factor, k.offset);
+            });
+        case GramFunction::kPolynomial:
+            return fill([&](V dot, V) {
+                const V base = dot * k.factor + k.coef0;
+                V power = base;
+                for (int d = 1; d < k.degree; ++d)
+                    power *= base;
+                return power;
+            });
+        case GramFunction::kCosine:
+            return fill([&](V dot, V other) { return dot * norm * other; });
+        case GramFunction::kDistance:
+            return fill([&](V dot, V other) { return root<T, kLanes>(square(dot, other)); });
+    }
+}
+
+// one side of a tile while it is reduced, with sums of type S
+template <class T, class S>
+struct GramRow {
+    static constexpr int kLanes = Shape<T>::kLanes;
+    alignas(64) T values[kGramTile];
+    alignas(64) S columns[kGramTile] = {};
+
+    // kernel values of row i, zero outside [begin, cols)
+    void fill(const GramSide<T>& side, std::int64_t i, std::int64_t begin, std::int64_t cols) {
+        const std::int64_t first = begin / kLanes * kLanes;
+        kernel_row(side, i, first, cols, values);
+        for (std::int64_t j = first; j < begin; ++j)
+            values[j] = 0;
+        for (std::int64_t j = cols; j % kLanes; ++j)
+            values[j] = 0;
+        if (side.values)
+            for (std::int64_t j = begin; j < cols; ++j)
+                side.values[i][j] = values[j];
+    }
+
+    Vector<S, kLanes> add(std::int64_t j) {
+        const auto wide = __builtin_convertvector((load<T, kLanes>(values + j)), Vector<S, kLanes>);
+        store<S, kLanes>(columns + j, load<S, kLanes>(columns + j) + wide);
+        return wide;
+    }
+
+    // column sums of T hold their digits over a few rows only
+    void flush(double* sums, std::int64_t cols) {
+        for (std::int64_t j = 0; j < cols; ++j) {
+            sums[j] += static_cast<double>(columns[j]);
+            columns[j] = 0;
+        }
+    }
+};
+
+template <class T, class S>
+GramTileSums reduce_in(const GramSide<T>& x, const GramSide<T>* y, std::int64_t rows, std::int64_t cols,
+                       bool diagonal) {
+    constexpr int kLanes = Shape<T>::kLanes;
+    using V = Vector<S, kLanes>;
+    GramRow<T, S> k, l;
+    GramTileSums total;
+    for (std::int64_t j = 0; j < cols; ++j) {
+        x.column_sums[j] = 0;
+        if (y) y->column_sums[j] = 0;
+    }
+    for (std::int64_t i = 0; i < rows; ++i) {
+        const std::int64_t begin = diagonal ? i + 1 : 0;
+        k.fill(x, i, begin, cols);
+        if (y) l.fill(*y, i, begin, cols);
+        V sum_k{}, sum_l{}, xx{}, yy{}, xy{};
+        for (std::int64_t j = begin / kLanes * kLanes; j < cols; j += kLanes) {
+            const V kv = k.add(j);
+            sum_k += kv;
+            xx += kv * kv;
+            if (!y) continue;
+            const V lv = l.add(j);
+            sum_l += lv;
+            yy += lv * lv;
+            xy += kv * lv;
+        }
+        x.row_sums[i] = static_cast<double>(sum_lanes<S, kLanes>(sum_k));
+        total.xx += static_cast<double>(sum_lanes<S, kLanes>(xx));
+        if (y) {
+            y->row_sums[i] = static_cast<double>(sum_lanes<S, kLanes>(sum_l));
+            total.yy += static_cast<double>(sum_lanes<S, kLanes>(yy));
+            total.xy += static_cast<double>(sum_lanes<S, kLanes>(xy));
+        }
+        if ((i + 1) % kFlushRows == 0 || i + 1 == rows) {
+            k.flush(x.column_sums, cols);
+            if (y) l.flush(y->column_sums, cols);
+        }
+    }
+    return total;
+}
+
+// One row far longer than the others has kernel values that drown theirs in a sum of type T, and U-centring takes them
+// out again; those of bounded kernels cannot.
+template <class T>
+GramTileSums reduce(const GramSide<T>& x, const GramSide<T>* y, std::int64_t rows, std::int64_t cols, bool diagonal) {
+    const GramFunction function = x.kernel.function;
+    const bool bounded =
+        function == GramFunction::kRbf || function == GramFunction::kLaplacian || function == GramFunction::kCosine;
+    return (bounded ? reduce_in<T, T> : reduce_in<T, double>)(x, y, rows, cols, diagonal);
+}
+
+template <class T>
+constexpr GramOps<T> kGramOps = {reduce<T>};
+
+}  // namespace gramless::GRAMLESS_LEVEL

@@ -1,0 +1,217 @@
+// Rows of one array as the columns of panels, and what the kernel functions need to know of them.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "core/aligned_buffer.hpp"
+#include "core/array_scans.hpp"
+#include "core/feature_blocks.hpp"
+#include "core/isa.hpp"
+#include "core/tile_kernels.hpp"
+#include "kernels/gram_sums.hpp"
+
+namespace gramless {
+
+inline constexpr double kLog2E = 1.44269504088896340736;
+
+inline bool is_shifted(GramFunction function) {
+    return function != GramFunction::kPolynomial && function != GramFunction::kCosine;
+}
+
+// A kernel that is fitted to an array: where its rows are centred, and its parameters for each bandwidth.
+template <class T>
+struct FittedKernel {
+    AlignedBuffer<T> centre;
+    std::vector<GramKernel<T>> per_bandwidth;
+
+    FittedKernel(const ArrayView& source, const GramFamily& family, const std::vector<double>& bandwidths,
+                 const double* pivot)
+        : centre(source.cols) {
+        std::vector<double> sampled(static_cast<std::size_t>(source.cols));
+        const double spread = sampled_centre(source, is_shifted(family.function), sampled.data());
+        for (std::int64_t j = 0; j < source.cols; ++j)
+            centre[j] = static_cast<T>(pivot ? pivot[j] : sampled[static_cast<std::size_t>(j)]);
+        for (const double width : bandwidths)
+            per_bandwidth.push_back(fit(family, width, spread, source.cols));
+    }
+
+  private:
+    // an infinite factor would make NaN of a distance of 0
+    static T in_range(double factor) {
+        return static_cast<T>(std::min(factor, static_cast<double>(std::numeric_limits<T>::max())));
+    }
+
+    // wide bandwidths: k is near 1, and its digits are in 1 - k
+    static GramKernel<T> fit(const GramFamily& family, double width, double spread, std::int64_t features) {
+        GramKernel<T> kernel{family.function, T(1), static_cast<T>(family.coef0), family.degree, T(0)};
+        if (family.function == GramFunction::kRbf) {
+            kernel.factor = in_range(kLog2E / (2 * width * width));
+            kernel.offset = 2 * spread < 2 * width * width ? T(1) : T(0);
+        } else if (family.function == GramFunction::kLaplacian) {
+            kernel.factor = in_range(kLog2E / width);
+            kernel.offset = 2 * spread < width * width ? T(1) : T(0);
+        } else if (family.function == GramFunction::kPolynomial) {
+            kernel.factor = static_cast<T>(1 / static_cast<double>(features));
+        }
+        return kernel;
+    }
+};
+
+// k(u, u) from the norm that a kernel is given of u
+template <class T>
+double on_diagonal(const GramKernel<T>& kernel, double squared) {
+    switch (kernel.function) {
+        case GramFunction::kLinear:
+            return squared;
+        case GramFunction::kPolynomial:
+            return std::pow(squared * static_cast<double>(kernel.factor) + static_cast<double>(kernel.coef0),
+                            kernel.degree);
+        case GramFunction::kRbf:
+        case GramFunction::kLaplacian:
+            return 1 - static_cast<double>(kernel.offset);
+        case GramFunction::kCosine:
+            return 1;
+        case GramFunction::kDistance:
+            return 0;
+    }
+    return 0;
+}
+
+// what packed rows lie in; it grows, and is used again
+template <class T>
+struct RowMemory {
+    AlignedBuffer<T> panels;
+    AlignedBuffer<double> squared;  // norms
+    AlignedBuffer<T> norms;         // as the kernel functions take them
+    std::int64_t held = 0, rows = 0;
+
+    void reserve(std::int64_t elements, std::int64_t most_rows) {
+        if (elements > held) panels = AlignedBuffer<T>(held = elements);
+        if (most_rows <= rows) return;
+        rows = most_rows;
+        squared = AlignedBuffer<double>(rows);
+        norms = AlignedBuffer<T>(rows);
+    }
+};
+
+// panels of a block of rows: chunk by chunk of features, within a chunk panel by panel
+template <class T>
+class PackedRows {
+  public:
+    PackedRows(const ArrayView& source, const T* centre, std::int64_t most_rows, RowMemory<T>& memory)
+        : source_(source),
+          centre_(centre),
+          ops_(tile_ops<T>(tile_kernels())),
+          memory_(memory),
+          stride_(panel_stride<T>(ops_.width)),
+          most_panels_(ceil_div(most_rows, ops_.width)),
+          chunks_(ceil_div(source.cols, kChunkRows)),
+          rows_(most_rows) {
+        memory.reserve(chunks_ * most_panels_ * stride_, most_panels_ * ops_.width);
+    }
+
+    static std::int64_t bytes(std::int64_t rows, std::int64_t features) {
+        const TileOps<T>& ops = tile_ops<T>(tile_kernels());
+        const std::int64_t panels = ceil_div(rows, ops.width);
+        const std::int64_t packed = ceil_div(features, kChunkRows) * panel_stride<T>(ops.width);
+        return panels * (packed + ops.width) * std::int64_t{sizeof(T)} + 8 * panels * ops.width;
+    }
+
+    void point_at(std::int64_t first, std::int64_t rows) {
+        first_ = first;
+        rows_ = rows;
+    }
+
+    std::int64_t first() const { return first_; }
+    std::int64_t rows() const { return rows_; }
+    std::int64_t chunks() const { return chunks_; }
+    std::int64_t panels() const { return ceil_div(rows_, ops_.width); }
+
+    // one panel over all features, with the norms of its rows
+    void pack(std::int64_t panel, GramFunction function) {
+        const std::int64_t begin = panel * ops_.width, count = std::min(ops_.width, rows_ - begin);
+        std::fill_n(memory_.squared.data() + begin, ops_.width, 0.0);
+        for (std::int64_t chunk = 0; chunk < chunks_; ++chunk) {
+            const std::int64_t col = chunk * kChunkRows;
+            const Panels<T> to{at(chunk, panel), count, std::min(kChunkRows, source_.cols - col)};
+            ops_.pack_samples(source_, first_ + begin, col, centre_ + col, to);
+            ops_.sample_norms(to, memory_.squared.data() + begin);
+        }
+        for (std::int64_t j = begin; j < begin + ops_.width; ++j)
+            memory_.norms[j] = static_cast<T>(function == GramFunction::kCosine ? 1 / std::sqrt(memory_.squared[j])
+                                                                                : memory_.squared[j]);
+    }
+
+    // rows from `begin` on, which starts a panel
+    Panels<T> part(std::int64_t chunk, std::int64_t begin, std::int64_t count) {
+        const std::int64_t left = source_.cols - chunk * kChunkRows;
+        return {at(chunk, begin / ops_.width), count, std::min(kChunkRows, left)};
+    }
+
+    // the memory of such a part; none after the last chunk
+    Ahead::Span span(std::int64_t chunk, std::int64_t begin, std::int64_t count) {
+        if (chunk == chunks_) return {nullptr, 0};
+        return {at(chunk, begin / ops_.width), ceil_div(count, ops_.width) * stride_ * std::int64_t{sizeof(T)}};
+    }
+
+    const T* norms(std::int64_t begin) { return memory_.norms.data() + begin; }
+    double squared(std::int64_t row) { return memory_.squared[row]; }
+
+  private:
+    T* at(std::int64_t chunk, std::int64_t panel) {
+        return memory_.panels.data() + (chunk * most_panels_ + panel) * stride_;
+    }
+
+    const ArrayView source_;
+    const T* centre_;
+    const TileOps<T>& ops_;
+    RowMemory<T>& memory_;
+    std::int64_t stride_, most_panels_, chunks_, first_ = 0, rows_ = 0;
+};
+
+// dot products of a tile, chunk by chunk of features
+template <class T>
+void multiply_tile(PackedRows<T>& i, std::int64_t begin_i, std::int64_t rows, PackedRows<T>& j, std::int64_t begin_j,
+                   std::int64_t cols, bool diagonal, T* dots, std::int64_t stride) {
+    const TileOps<T>& ops = tile_ops<T>(tile_kernels());
+    for (std::int64_t chunk = 0; chunk < i.chunks(); ++chunk) {
+        Ahead ahead{{i.span(chunk + 1, begin_i, rows), j.span(chunk + 1, begin_j, cols)}};
+        ops.product_in_type(i.part(chunk, begin_i, rows), j.part(chunk, begin_j, cols), dots, stride, diagonal,
+                            chunk == 0, ahead);
+    }
+}
+
+// a cache line more than the tile, so that its rows do not all fall into the same cache sets
+template <class T>
+constexpr std::int64_t kDotStride = kGramTile + 64 / static_cast<std::int64_t>(sizeof(T));
+
+// rows of a tile: many tiles for many threads, and none larger than a core's cache; a function of the rows alone
+inline std::int64_t tile_rows(std::int64_t rows, std::int64_t width) {
+    const std::int64_t wanted = ceil_div(ceil_div(rows, 4), width) * width;
+    return std::min(wanted, kGramTile / width * width);
+}
+
+// throws for rows that a kernel cannot take: not finite, or of norm zero for cosine
+template <class T>
+void check_norms(const char* function, const std::string& name, const ArrayView& source, PackedRows<T>& packed,
+                 GramFunction kernel) {
+    for (std::int64_t k = 0; k < packed.rows(); ++k) {
+        const double squared = packed.squared(k);
+        if (!(std::fabs(squared) <= static_cast<double>(std::numeric_limits<T>::max()))) {
+            refuse_non_finite(function, name, source);
+            throw std::invalid_argument(std::string(function) + ": norms of the rows of " + name +
+                                        " overflow; scale the data down");
+        }
+        if (kernel == GramFunction::kCosine && squared == 0)
+            throw std::invalid_argument(std::string(function) + ": row " + std::to_string(packed.first() + k) + " of " +
+                                        name + " is zero, and has no cosine");
+    }
+}
+
+}  // namespace gramless

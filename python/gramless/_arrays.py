@@ -1,0 +1,160 @@
+"""Arrays of any library, brought in as NumPy or torch: on the host, two-dimensional, floating, and truly in memory."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, NoReturn, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+# an array of any library that the array API knows
+Array: TypeAlias = Any
+
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+# device codes of DLPack for memory that the host reads directly
+_HOST_DEVICES = (1, 3)
+
+
+def rows(function: str, name: str, x: Any, *, allow_empty: bool = False) -> Array:
+    """Return a 2-d floating array on the host, NumPy or torch, without a copy."""
+    # the type is asked, since an instance may say anything of itself
+    kind = type(x)
+    if issubclass(kind, np.ndarray):
+        array = _numpy_rows(function, name, x)
+    elif is_torch(x):
+        array = _torch_rows(function, name, x)
+    elif hasattr(kind, "__dlpack__") and hasattr(kind, "__dlpack_device__"):
+        return rows(function, name, _from_dlpack(function, name, x), allow_empty=allow_empty)
+    else:
+        _refuse_kind(function, name, x)
+    shape = tuple(int(length) for length in array.shape)
+    if len(shape) != 2:
+        raise ValueError(
+            f"{function}: {name}: expected a 2-d array (rows, features), got shape {shape}, flatten or pool first"
+        )
+    if shape[1] == 0 or (shape[0] == 0 and not allow_empty):
+        raise ValueError(f"{function}: expected {name} with at least one row and one feature, got shape {shape}")
+    return array
+
+
+def is_torch(x: Any) -> bool:
+    """Return whether this is a torch tensor; torch is never imported for it."""
+    torch = sys.modules.get("torch")
+    tensor = getattr(torch, "Tensor", None)
+    return tensor is not None and issubclass(type(x), tensor)
+
+
+def _numpy_rows(function: str, name: str, x: NDArray[Any]) -> NDArray[Any]:
+    # numpy imports this part of itself on first use, and an import can hang in a forked child
+    masked = sys.modules.get("numpy.ma")
+    if masked is not None and isinstance(x, masked.MaskedArray):
+        raise TypeError(f"{function}: {name} is a masked array; drop the masked rows and pass a plain array")
+    plain = np.asarray(x)
+    _check_dtype(function, name, plain.dtype.name, f"{name}.astype(np.float32)")
+    if not plain.dtype.isnative:
+        raise TypeError(f"{function}: {name} has foreign byte order; use {name}.astype(np.{plain.dtype.name})")
+    return plain
+
+
+def _torch_rows(function: str, name: str, x: Any) -> Any:
+    torch = sys.modules["torch"]
+    if str(x.layout) != "torch.strided":
+        raise TypeError(f"{function}: expected a dense tensor for {name}, got layout {x.layout}; use {name}.to_dense()")
+    try:
+        with torch._C.DisableTorchFunctionSubclass():
+            plain = torch.Tensor.as_subclass(x, torch.Tensor).detach()
+    except (RuntimeError, TypeError):
+        _refuse_storage(function, name, x)
+    _check_dtype(function, name, str(plain.dtype).removeprefix("torch."), f"{name}.float()")
+    if plain.device.type != "cpu":
+        _refuse_device(function, name, str(plain.device))
+    if not _in_memory(plain):
+        _refuse_storage(function, name, x)
+    # views of complex tensors may hold the negative of their values
+    return plain.resolve_neg()
+
+
+def _in_memory(tensor: Any) -> bool:
+    """Return whether all elements lie in memory; the storage of a tensor may be freed, shrunk or only pretended."""
+    try:
+        if tensor.numel() == 0:
+            return True
+        steps = zip(tensor.shape, tensor.stride(), strict=True)
+        last = tensor.storage_offset() + sum((length - 1) * stride for length, stride in steps)
+        storage = tensor.untyped_storage()
+        held = storage.nbytes() // tensor.element_size() if storage.device.type == "cpu" else 0
+        return bool(last < held and tensor.data_ptr() != 0)
+    except RuntimeError:
+        return False
+
+
+def _from_dlpack(function: str, name: str, x: Any) -> Array:
+    try:
+        kind, index = (int(part) for part in x.__dlpack_device__())
+        if kind in _HOST_DEVICES:
+            return _host_dlpack(x)
+    except Exception as error:
+        found = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise TypeError(f"{function}: cannot read {name} ({type(x).__name__}) through DLPack: {found}") from error
+    return _refuse_device(function, name, f"DLPack type {kind}, index {index}")
+
+
+def _host_dlpack(x: Any) -> Array:
+    try:
+        return np.from_dlpack(x)
+    except (BufferError, RuntimeError, TypeError, ValueError):
+        torch = sys.modules.get("torch")
+        if torch is None:
+            raise
+        # numpy has no bfloat16 of its own
+        return torch.from_dlpack(x)
+
+
+def _refuse_kind(function: str, name: str, x: Any) -> NoReturn:
+    kind = type(x)
+    advice = f"np.asarray({name}, dtype=np.float32)"
+    if hasattr(kind, "to_numpy"):
+        advice = f"{name}.to_numpy()"
+    elif hasattr(kind, "toarray"):
+        advice = f"{name}.toarray()"
+    found = f"the class {x.__name__}" if isinstance(x, type) else f"{kind.__name__}; use {advice}"
+    raise TypeError(
+        f"{function}: expected {name} to be a NumPy array, a torch tensor or an array with DLPack, got {found}"
+    )
+
+
+def _refuse_storage(function: str, name: str, x: Any) -> NoReturn:
+    raise TypeError(
+        f"{function}: {name} ({type(x).__name__}) has no values in memory: freed, nested, or made by "
+        "torch.func or FakeTensorMode; pass a plain dense tensor"
+    )
+
+
+def _refuse_device(function: str, name: str, device: str) -> NoReturn:
+    raise RuntimeError(
+        f"{function}: {name} is on device {device} and this version has no GPU kernel; move it to host memory first"
+    )
+
+
+def _check_dtype(function: str, name: str, dtype: str, advice: str) -> None:
+    if dtype not in FLOATS:
+        known = ", ".join(FLOATS[:-1]) + f" or {FLOATS[-1]}"
+        # a cast would drop what other arrays hold
+        use = f"; use {advice}" if dtype.startswith(("bool", "int", "uint", "float")) else ""
+        raise TypeError(f"{function}: expected {name} of dtype {known}, got {dtype}{use}")
+
+
+def to_numpy(x: Array) -> NDArray[Any]:
+    """Return a host array as NumPy, without a copy but for bfloat16 tensors, which become float32."""
+    if not is_torch(x):
+        return np.asarray(x)
+    return np.asarray((x.float() if "bfloat16" in str(x.dtype) else x).numpy())
+
+
+def readable(value: Any) -> NDArray[Any] | None:
+    """Return a small array or list as NumPy, None if it cannot be read as one."""
+    try:
+        return np.asarray(to_numpy(value.detach().cpu()) if is_torch(value) else value)
+    except Exception:
+        return None

@@ -1,0 +1,221 @@
+"""Numbers that carry what is known of them: a standard error, or what they are where there is nothing to find.
+
+`sampled` estimates HSIC and CKA of all rows from random batches of them, so that the answer takes a part of the n^2
+pairs of rows. Rows are put in random order and cut into batches; HSIC_1 within a batch is an unbiased estimate of
+HSIC_1 of all rows (Song et al. 2012, JMLR 13, eq. 5: both are means over quadruples of rows). Batches of one order
+share no row and leave none out, which takes away the larger part of their variance, that of single rows; the orders, of
+which there are several, are independent, and their spread gives the standard error.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _checks, ops
+from ._checks import Array
+from .kernel_pass import KernelPass
+from .measures.gram import self_hsic
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from ._gram import GramState
+
+# rows of a batch, if all rows suffice for enough orders
+BATCH_ROWS = 1024
+# the least number of rows that HSIC_1 is defined for
+LEAST_ROWS = 4
+# independent orders of the rows, from which the standard error follows
+LEAST_ORDERS = 8
+
+Float64 = NDArray[np.float64]
+
+
+class _Annotated(float):
+    """A float with facts, which arithmetic forgets."""
+
+    def __new__(cls, value: float, **facts: Any) -> Self:
+        made = super().__new__(cls, value)
+        made.__dict__.update(facts)
+        return made
+
+    def __getnewargs_ex__(self) -> tuple[tuple[float], dict[str, Any]]:
+        return (float(self),), dict(self.__dict__)
+
+    def __repr__(self) -> str:
+        facts = "".join(f", {name}={value!r}" for name, value in self.__dict__.items() if value is not None)
+        return f"{type(self).__name__}({float(self)!r}{facts})"
+
+
+class Estimate(_Annotated):
+    """A float with its standard error.
+
+    Attributes
+    ----------
+    stderr : float
+        Standard error, in units of the value; 0 if the value is exact.
+    fraction : float or None
+        Pairs of rows that were computed, of all n (n - 1) / 2.
+    n_batches : int or None
+        Batches of rows that were computed.
+    n_features : int or None
+        Frequencies of random features.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gramless as gl
+    >>> rng = np.random.default_rng(0)
+    >>> x = rng.standard_normal((2000, 3))
+    >>> y = x + rng.standard_normal((2000, 3))
+    >>> value = gl.cka(x, y, kernel="rbf", fraction=0.2)
+    >>> bool(abs(value - gl.cka(x, y, kernel="rbf")) < 4 * value.stderr)
+    True
+    >>> round(value.fraction, 1)
+    0.2
+    """
+
+    stderr: float
+    fraction: float | None = None
+    n_batches: int | None = None
+    n_features: int | None = None
+
+
+class Calibrated(_Annotated):
+    """A float beside what it is where rows of x and y have nothing to do with each other.
+
+    Attributes
+    ----------
+    null_mean : float
+        Mean over random permutations of the rows of y.
+    null_quantile : float
+        Their 95 % quantile.
+    pvalue : float
+        (1 + permutations whose value is at least this one) / (1 + n_permutations).
+    n_permutations : int
+        Number of permutations.
+    seed : int
+        Seed of the permutations.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gramless as gl
+    >>> x = np.random.default_rng(0).standard_normal((100, 3))
+    >>> value = gl.cka(x, x**2, kernel="rbf", null="permutation", n_permutations=99)
+    >>> bool(value > value.null_quantile > value.null_mean)
+    True
+    >>> value.pvalue
+    0.01
+    """
+
+    null_mean: float
+    null_quantile: float
+    pvalue: float
+    n_permutations: int
+    seed: int
+
+
+def ratio(cross: Float64, self_x: Float64, self_y: Float64) -> tuple[float, float]:
+    """Return CKA from the means of independent estimates (m,) of three HSICs, and its standard error.
+
+    The ratio of means is linearised about them (delta method). The means of the self terms are above 0.
+    """
+    xy, xx, yy = float(cross.mean()), float(self_x.mean()), float(self_y.mean())
+    value = xy / math.sqrt(xx) / math.sqrt(yy)
+    moves = cross / math.sqrt(xx) / math.sqrt(yy) - value / 2 * (self_x / xx + self_y / yy)
+    return value, mean_error(moves)
+
+
+def mean_error(values: Float64) -> float:
+    """Return the standard error of the mean of independent values (m,); 0 of one value, which is then all there is."""
+    if len(values) == 1:
+        return 0.0
+    return float(values.std(ddof=1)) / math.sqrt(len(values))
+
+
+def checked_fraction(function: str, fraction: Any) -> float:
+    """Return a number above 0 and at most 1."""
+    value = _checks.above_zero(function, "fraction", fraction)
+    if value > 1:
+        raise ValueError(f"{function}: expected fraction of at most 1, got {fraction!r}")
+    return value
+
+
+def sampled(request: KernelPass, x: Array, y: Array, *, fraction: float, seed: int, normalised: bool) -> Estimate:
+    """Return the unbiased HSIC of checked arrays, or CKA if normalised, from this fraction of all pairs of rows.
+
+    Batches have fraction n / 8 rows, at most 1024 and at least 4, so that 8 or more orders of all rows are read, a
+    batch at a time. Where these hold as many pairs as there are, one batch of all rows gives the exact value. The
+    standard error is that of leaving pairs out: the distance to the value of these n rows, not of the population that
+    they come from.
+
+    Cost: fraction n^2 (p + q) flops, and fraction n / (rows of a batch) reads of x and y.
+    """
+    n = int(x.shape[0])
+    function, share = request.function, checked_fraction(request.function, fraction)
+    size = max(LEAST_ROWS, min(BATCH_ROWS, math.floor(share * n / LEAST_ORDERS)))
+    edges = np.linspace(0, n, n // size + 1).astype(int)
+    sizes = np.diff(edges)
+    pairs, all_pairs = int((sizes * (sizes - 1)).sum()), n * (n - 1)
+    orders = max(LEAST_ORDERS, round(share * all_pairs / pairs))
+    if share == 1 or orders * pairs >= all_pairs:
+        edges, pairs, orders = np.array([0, n]), all_pairs, 1
+    keywords = request.keywords(*request.widths(x, y))
+    terms, problems = [], []
+    for batches in _orders(n, edges, orders, seed):
+        total = np.zeros(3)
+        for rows in batches:
+            found, problem = _hsics(_sums(function, x, y, rows, keywords))
+            # batches weigh by their rows, so that every row of an order counts alike
+            total += len(rows) / n * found
+            problems.append(problem)
+        terms.append(total)
+    for name in ("x", "y"):
+        if all(problem[name] for problem in problems):
+            raise ValueError(f"{function}: {name} {problems[0][name]}")
+    cross, self_x, self_y = np.array(terms).T
+    facts: dict[str, Any] = {"fraction": orders * pairs / all_pairs, "n_batches": len(problems)}
+    if normalised:
+        value, error = ratio(cross, self_x, self_y)
+    else:
+        value, error = float(cross.mean()), mean_error(cross)
+    return Estimate(value, stderr=error, **facts)
+
+
+def _orders(n: int, edges: NDArray[Any], orders: int, seed: int) -> Iterator[Iterator[NDArray[np.int64]]]:
+    """Yield the batches of each random order of the rows."""
+    rng = np.random.default_rng(seed)
+    for _ in range(orders):
+        order = rng.permutation(n)
+        # rows that lie near each other are read in turn, which a file on disk needs
+        yield (np.sort(order[a:b]) for a, b in pairwise(edges))
+
+
+def _sums(function: str, x: Array, y: Array, rows: NDArray[np.int64], keywords: dict[str, Any]) -> GramState:
+    """Return the sums of a batch; an error names the function, and no row, since it counts those of the batch."""
+    try:
+        return ops.gram_sums(x[rows], y[rows], **keywords)
+    except ValueError as error:
+        text = re.sub(r" in rows \d+\.\.\d+", "", str(error))
+        raise ValueError(text.replace("gram_sums", function, 1)) from None
+
+
+def _hsics(state: GramState) -> tuple[Float64, dict[str, str]]:
+    """Return HSIC_1 of (x, y), (x, x) and (y, y), and what keeps the last two from a root, by name."""
+    if state.y is None or state.product is None:
+        raise ValueError("sampled: expected sums of two arrays")
+    n = state.n
+    total_x, total_y = (float(side.rows[0].sum()) for side in (state.x, state.y))
+    by_rows = 2 / (n - 2) * float((state.x.rows[0] - total_x / n) @ (state.y.rows[0] - total_y / n))
+    cross = (float(state.product[0]) - by_rows - total_x / n * (total_y / (n - 1))) / (n * (n - 3))
+    self_x, problem_x = self_hsic(state, state.x, "unbiased")
+    self_y, problem_y = self_hsic(state, state.y, "unbiased")
+    return np.array([cross, self_x, self_y]), {"x": problem_x, "y": problem_y}

@@ -1,0 +1,102 @@
+"""The arguments that all measures of two arrays by one kernel share, and the pass over the arrays that they choose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from . import _checks, _dispatch, bandwidths, ops
+from ._checks import Array
+from ._gram import GramState
+from ._states import CrossMoments, MomentState, SelfMoments
+from .gram_pass import GramSums
+
+
+@dataclass(frozen=True)
+class KernelPass:
+    """Arguments as in `gramless.cka`, checked when they are given, before any pass."""
+
+    function: str
+    kernel: str
+    estimator: str
+    bandwidth: str | float | None
+    bandwidth_scale: float
+    degree: int
+    coef0: float
+    backend: str
+
+    def __post_init__(self) -> None:
+        _checks.choice(self.function, "estimator", self.estimator, _checks.ESTIMATORS)
+        _checks.gram_kernel(self.function, self.kernel, self.estimator, self.bandwidth, self.degree, self.coef0)
+        bandwidths.check(self.function, "bandwidth", self._rule, self.bandwidth_scale, "bandwidth_scale")
+        _dispatch.check_backend(self.function, self.backend)
+
+    @property
+    def _rule(self) -> str | float:
+        return "median" if self.bandwidth is None else self.bandwidth
+
+    def arrays(self, x: Any, y: Any) -> tuple[Array, Array]:
+        """Return both arrays, checked."""
+        if hasattr(type(x), "finalize"):
+            raise TypeError(
+                f"{self.function}: expected two arrays or a MomentState or GramState, got the accumulator "
+                f"{type(x).__name__}; call .finalize() first"
+            )
+        if isinstance(x, SelfMoments | CrossMoments):
+            raise TypeError(f"{self.function}: expected a MomentState, got {type(x).__name__}; pass moments(x, y)")
+        if y is None:
+            raise TypeError(
+                f"{self.function}: expected two arrays or a MomentState or GramState, got {type(x).__name__} alone"
+            )
+        checked = {name: _checks.rows(self.function, name, a) for name, a in (("x", x), ("y", y))}
+        _checks.enough_rows(self.function, self.estimator, _checks.same_rows(self.function, checked))
+        return checked["x"], checked["y"]
+
+    def state(self, x: Any, y: Any) -> MomentState | GramState:
+        """Return the state of the pass over two arrays, or the state that x is."""
+        if isinstance(x, MomentState | GramState):
+            self._check_state(x, y)
+            return x
+        x, y = self.arrays(x, y)
+        if self.kernel == "linear" and (
+            self.estimator == "feature_corrected"
+            or _dispatch.linear_stem(*(int(length) for length in (*x.shape, y.shape[1]))) == "moments"
+        ):
+            moments: MomentState = ops.moments(x, y, backend=self.backend)
+            return moments
+        return GramSums(
+            x,
+            y,
+            kernel=self.kernel,
+            bandwidth=self.bandwidth,
+            bandwidth_scale=self.bandwidth_scale,
+            degree=self.degree,
+            coef0=self.coef0,
+            backend=self.backend,
+        ).run()
+
+    def widths(self, x: Array, y: Array) -> tuple[float | None, float | None]:
+        """Return the bandwidths of checked arrays, None for a kernel without."""
+        if self.kernel not in _checks.WITH_BANDWIDTH:
+            return None, None
+        first, second = (
+            bandwidths.chosen(self.function, name, a, self._rule, self.bandwidth_scale, backend=self.backend).value
+            for name, a in (("x", x), ("y", y))
+        )
+        return first, second
+
+    def keywords(self, width_x: float | None, width_y: float | None) -> dict[str, Any]:
+        """Return the arguments of `gramless.gram_sums` for arrays of these bandwidths."""
+        widths = {"bandwidth_x": width_x, "bandwidth_y": width_y}
+        return {"kernel": self.kernel, "degree": self.degree, "coef0": self.coef0, "backend": self.backend, **widths}
+
+    def _check_state(self, state: MomentState | GramState, y: Any) -> None:
+        """Refuse arguments that contradict a state."""
+        kind = type(state).__name__
+        if y is not None:
+            raise TypeError(f"{self.function}: expected a {kind} alone, got y as well")
+        own = state.kernel if isinstance(state, GramState) else "linear"
+        if self.bandwidth is not None or self.kernel not in ("linear", own):
+            raise ValueError(f"{self.function}: this {kind} is of kernel={own!r} and its own bandwidth, give neither")
+        if self.estimator == "feature_corrected" and isinstance(state, GramState):
+            raise ValueError(f"{self.function}: estimator='feature_corrected' needs a MomentState, got a GramState")
