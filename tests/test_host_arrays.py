@@ -158,7 +158,6 @@ class TestStrangers:
             Raises(answer=BufferError("two\nlines")),
             Raises(answer=used_capsule()),
         ],
-        ids=str,
     )
     def test_dlpack_that_fails(self, bad: Raises) -> None:
         with pytest.raises(TypeError, match=r"^cka: cannot read x \(Raises\) through DLPack: .+$") as caught:

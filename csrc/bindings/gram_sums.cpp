@@ -20,11 +20,16 @@ using Widths = std::optional<std::vector<double>>;
 using Pairs = py::array_t<std::int64_t, py::array::c_style | py::array::forcecast>;
 
 template <class T>
-T* add_zeros(py::dict& result, const std::string& key, std::vector<py::ssize_t> shape) {
+T* add(py::dict& result, const std::string& key, std::vector<py::ssize_t> shape) {
     py::array_t<T, py::array::c_style> array(std::move(shape));
-    std::fill_n(array.mutable_data(), array.size(), T(0));
     result[py::str(key)] = array;
     return array.mutable_data();
+}
+
+double* add_zeros(py::dict& result, const std::string& key, const std::vector<py::ssize_t>& shape) {
+    double* const data = add<double>(result, key, shape);
+    std::fill_n(data, result[py::str(key)].cast<py::array>().size(), 0.0);
+    return data;
 }
 
 GramFamily family(const std::string& kernel, int degree, double coef0) {
@@ -64,10 +69,10 @@ std::vector<std::pair<std::int64_t, std::int64_t>> block_pairs(const std::option
 
 GramTarget target(py::dict& result, const std::string& name, std::int64_t bandwidths, std::int64_t n) {
     GramTarget to{};
-    to.offsets = add_zeros<double>(result, "offset_" + name, {bandwidths});
-    to.diagonal = add_zeros<double>(result, "diagonal_" + name, {bandwidths, n});
-    to.rows = add_zeros<double>(result, "rows_" + name, {bandwidths, n});
-    to.squares = add_zeros<double>(result, "sum_" + name + name, {bandwidths});
+    to.offsets = add_zeros(result, "offset_" + name, {bandwidths});
+    to.diagonal = add_zeros(result, "diagonal_" + name, {bandwidths, n});
+    to.rows = add_zeros(result, "rows_" + name, {bandwidths, n});
+    to.squares = add_zeros(result, "sum_" + name + name, {bandwidths});
     return to;
 }
 
@@ -103,7 +108,7 @@ py::dict gram_sums(const py::object& x, const py::object& y, const std::string& 
     task.of_x = target(result, "x", bandwidths, task.x.rows);
     if (pair) {
         task.of_y = target(result, "y", bandwidths, task.x.rows);
-        task.products = add_zeros<double>(result, "sum_xy", {bandwidths});
+        task.products = add_zeros(result, "sum_xy", {bandwidths});
     }
     const WithoutGil without_gil;
     compute_gram_sums(task);
@@ -156,11 +161,11 @@ py::dict gram_values(
             task.layers[static_cast<std::size_t>(k)].values = values + k * size;
     };
     if (task.in_double)
-        place(add_zeros<double>(result, "values", {l, size}));
+        place(add<double>(result, "values", {l, size}));
     else
-        place(add_zeros<float>(result, "values", {l, size}));
-    double* const row_sums = add_zeros<double>(result, "rows", {l, n});
-    double* const column_sums = others ? add_zeros<double>(result, "columns", {l, m}) : nullptr;
+        place(add<float>(result, "values", {l, size}));
+    double* const row_sums = add_zeros(result, "rows", {l, n});
+    double* const column_sums = others ? add_zeros(result, "columns", {l, m}) : nullptr;
     for (std::int64_t k = 0; k < l; ++k) {
         task.layers[static_cast<std::size_t>(k)].row_sums = row_sums + k * n;
         task.layers[static_cast<std::size_t>(k)].column_sums = column_sums ? column_sums + k * m : nullptr;
@@ -169,8 +174,8 @@ py::dict gram_values(
         const WithoutGil without_gil;
         compute_gram_values(task);
     }
-    double* const squares = add_zeros<double>(result, "squares", {l});
-    double* const offsets = add_zeros<double>(result, "offsets", {l});
+    double* const squares = add_zeros(result, "squares", {l});
+    double* const offsets = add_zeros(result, "offsets", {l});
     for (std::int64_t k = 0; k < l; ++k) {
         squares[k] = task.layers[static_cast<std::size_t>(k)].square;
         offsets[k] = task.layers[static_cast<std::size_t>(k)].offset;

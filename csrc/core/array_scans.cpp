@@ -12,7 +12,7 @@
 namespace gramless {
 namespace {
 
-constexpr std::int64_t kPivotRows = 64, kSampledRows = 15;
+constexpr std::int64_t kPivotRows = 64, kSampledRows = 7;
 // squared lengths of rows above which their fourth powers overflow float32, and squares of features below which they
 // underflow, with room for rows that are longer or shorter than those of the sample
 constexpr double kMostSpread = 1e16, kLeastSquare = 1e-16;
@@ -40,7 +40,7 @@ void each_panel(const ArrayView& source, std::int64_t row, std::int64_t rows, co
     }
 }
 
-// up to 15 rows, evenly spaced
+// up to 7 rows, evenly spaced
 ArrayView spaced_rows(const ArrayView& source) {
     ArrayView sample = source;
     sample.rows = std::min(source.rows, kSampledRows);
@@ -81,13 +81,8 @@ void default_pivot(const ArrayView& source, double* pivot) {
     column_medians(sample, pivot);
 }
 
-double sampled_centre(const ArrayView& source, bool shifted, double* centre) {
-    const ArrayView sample = spaced_rows(source);
-    if (shifted)
-        column_medians(sample, centre);
-    else
-        std::fill_n(centre, source.cols, 0.0);
-    return sampled_spread(source, centre);
+void sampled_centre(const ArrayView& source, double* centre) {
+    column_medians(spaced_rows(source), centre);
 }
 
 double sampled_spread(const ArrayView& source, const double* centre) {

@@ -11,10 +11,10 @@ namespace gramless {
 // medians of the first 64 rows, feature by feature, rounded to float32 unless the array is float64; at least one row
 void default_pivot(const ArrayView& source, double* pivot);
 
-// Medians of up to 15 rows, evenly spaced, rounded as default_pivot; zeros unless shifted. Returns sampled_spread.
-double sampled_centre(const ArrayView& source, bool shifted, double* centre);
+// medians of up to 7 rows, evenly spaced, rounded as default_pivot
+void sampled_centre(const ArrayView& source, double* centre);
 
-// median of the squared distances of up to 15 rows, evenly spaced, from the centre
+// median of the squared distances of up to 7 rows, evenly spaced, from the centre
 double sampled_spread(const ArrayView& source, const double* centre);
 
 // whether rows of such a spread have fourth powers that float32 cannot hold

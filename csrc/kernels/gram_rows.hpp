@@ -34,7 +34,9 @@ struct FittedKernel {
                  const double* pivot)
         : centre(source.cols) {
         std::vector<double> sampled(static_cast<std::size_t>(source.cols));
-        const double spread = sampled_centre(source, is_shifted(family.function), sampled.data());
+        if (is_shifted(family.function)) sampled_centre(source, sampled.data());
+        const bool offset = family.function == GramFunction::kRbf || family.function == GramFunction::kLaplacian;
+        const double spread = offset ? sampled_spread(source, sampled.data()) : 0;
         for (std::int64_t j = 0; j < source.cols; ++j)
             centre[j] = static_cast<T>(pivot ? pivot[j] : sampled[static_cast<std::size_t>(j)]);
         for (const double width : bandwidths)

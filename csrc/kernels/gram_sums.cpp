@@ -219,7 +219,9 @@ class GramValues {
         pack(left_, layer_.rows, threads);
         if (paired_) pack(right_, layer_.others, threads);
         const std::int64_t m = right().rows();
-        const std::int64_t tile = tile_rows(std::max(left_.rows(), m), tile_ops<T>(tile_kernels()).width);
+        // the largest tiles: threads have layers of their own
+        const std::int64_t width = tile_ops<T>(tile_kernels()).width;
+        const std::int64_t tile = std::min(ceil_div(std::max(left_.rows(), m), width), kGramTile / width) * width;
         const std::int64_t down = ceil_div(left_.rows(), tile), across = ceil_div(m, tile);
         std::vector<double> of_rows(static_cast<std::size_t>(down * across * tile)), of_columns(of_rows.size());
         std::vector<GramTileSums> sums(static_cast<std::size_t>(down * across));
@@ -319,10 +321,10 @@ void layer_values(GramValuesTask& task) {
 // few rows, whose sums cost little and have few terms to hide rounding, and rows that float32 cannot hold the powers of
 bool in_double(const GramSumsTask& task, bool sampled) {
     const auto side = [&](const ArrayView& source) {
+        if (source.dtype == DType::kF64 || !sampled) return source.dtype == DType::kF64;
         std::vector<double> centre(static_cast<std::size_t>(source.cols));
-        return source.dtype == DType::kF64 ||
-               (sampled &&
-                needs_double(sampled_centre(source, is_shifted(task.family.function), centre.data()), source.cols));
+        if (is_shifted(task.family.function)) sampled_centre(source, centre.data());
+        return needs_double(sampled_spread(source, centre.data()), source.cols);
     };
     return task.x.rows <= kGramRowsInDouble || side(task.x) || (task.y.rows > 0 && side(task.y));
 }

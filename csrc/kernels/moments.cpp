@@ -197,9 +197,13 @@ class Moments {
     bool find_giants(Chunk<T>& chunk, const NormSums& sums, Scratch<T>& mine) {
         if constexpr (sizeof(T) == sizeof(double)) return false;
         for (std::size_t s = 0; s < 2; ++s) {
-            // the mean settles most chunks, without a median
-            if (!(sums.largest[s] * static_cast<double>(chunk.rows) > 8 * sums.total[s])) continue;
             const T* const squared = mine.squared[s].data();
+            // without giants the longest row is no giant: seldom anything else needs a median
+            if (!(sums.largest[s] * static_cast<double>(chunk.rows) > 8 * sums.total[s])) continue;
+            const T ordinary = static_cast<T>(sums.largest[s] / kGiantSquared);
+            if (2 * std::count_if(squared, squared + chunk.rows, [&](T length) { return length >= ordinary; }) >
+                chunk.rows)
+                continue;
             const double limit = giant_limit(squared, chunk.rows);
             const auto giant = [&](std::int64_t k) { return static_cast<double>(squared[k]) > limit; };
             auto count = static_cast<std::int64_t>(chunk.giants.size());

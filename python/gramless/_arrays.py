@@ -51,7 +51,9 @@ def _numpy_rows(function: str, name: str, x: NDArray[Any]) -> NDArray[Any]:
     if masked is not None and isinstance(x, masked.MaskedArray):
         raise TypeError(f"{function}: {name} is a masked array; drop the masked rows and pass a plain array")
     plain = np.asarray(x)
-    _check_dtype(function, name, plain.dtype.name, f"{name}.astype(np.float32)")
+    # the name of a dtype is slow to get
+    if plain.dtype.char not in "efd":
+        _check_dtype(function, name, plain.dtype.name, f"{name}.astype(np.float32)")
     if not plain.dtype.isnative:
         raise TypeError(f"{function}: {name} has foreign byte order; use {name}.astype(np.{plain.dtype.name})")
     return plain

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-SAMPLED_ROWS = 15
+SAMPLED_ROWS = 7
 BLOCK_ROWS = 1584
 
 Float64 = NDArray[np.float64]
@@ -72,10 +72,10 @@ def gram_sums(
         state[f"diagonal_{name}"] = np.diagonal(full, axis1=1, axis2=2).copy()
         apart = full - state[f"diagonal_{name}"][:, :, None] * np.eye(n)
         state[f"rows_{name}"] = apart.sum(axis=2)
-        state[f"sum_{name}{name}"] = np.einsum("sij,sij->s", apart, apart)
+        state[f"sum_{name}{name}"] = np.sum(apart * apart, axis=(1, 2))
         matrices.append(apart)
     if y is not None:
-        state["sum_xy"] = np.einsum("sij,sij->s", *matrices)
+        state["sum_xy"] = np.sum(matrices[0] * matrices[1], axis=(1, 2))
     return state
 
 
@@ -135,7 +135,7 @@ def _widths(bandwidth: Float64 | None) -> list[float | None]:
 
 
 def _sample(x: NDArray[Any]) -> tuple[Float64, float]:
-    """Return the medians of up to 15 rows, evenly spaced, and the median of their squared distances from these."""
+    """Return the medians of up to 7 rows, evenly spaced, and the median of their squared distances from these."""
     rows = x[:: max(1, len(x) // SAMPLED_ROWS)][:SAMPLED_ROWS].astype(np.float64)
     centre: Float64 = np.median(rows, axis=0)
     if x.dtype != np.float64:
