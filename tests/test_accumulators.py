@@ -199,6 +199,10 @@ class TestMoments:
         x, y = PAIR.arrays("fp64")
         assert repr(gl.Moments()) == "Moments(n=0)"
         assert repr(gl.Moments().update(x, y)) == "Moments(n=260, p=13, q=7)"
+        for mode in ("exact", "minibatch"):
+            assert repr(gl.LayerGrid(mode)) == f"LayerGrid({mode!r}, n=0, layers=0 x 0)"
+            assert repr(gl.LayerGrid(mode).update([x, y], [x])) == f"LayerGrid({mode!r}, n=260, layers=2 x 1)"
+            assert repr(gl.LayerGrid(mode).update([x, y, x])) == f"LayerGrid({mode!r}, n=260, layers=3 x 3)"
 
     def test_merging_into_each_other_at_once(self) -> None:
         """Two threads that each wait for what the other holds would hang."""

@@ -34,6 +34,11 @@ class ExactGrid(MomentAccumulator):
         self._max_bytes = max_bytes
         self._progress = progress
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Layers so far, by the names of both sides."""
+        return tuple(self._table.widths) if self._table else ()
+
     def update(self, xs: Any, ys: Any = None) -> Self:
         """Add the rows of one batch."""
         self.add(self._name("update"), named_layers(self._name("update"), xs, ys))

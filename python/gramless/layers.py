@@ -11,7 +11,7 @@ from ._checks import Array
 from ._matrix import SimilarityMatrix
 from ._memory import available_bytes
 from ._progress import watched
-from ._sides import matrix_of, named_layers
+from ._sides import matrix_of, named_layers, sides
 from .accumulators import Accumulator
 from .exact_grid import ExactGrid
 from .gram_grid import GridKernel, grid_sums
@@ -122,6 +122,11 @@ class LayerGrid(Accumulator):
             )
         else:
             self._grid = ExactGrid(function, max_bytes, backend, progress=progress)
+
+    def __repr__(self) -> str:
+        x, y = sides(self._grid.names)
+        mode = "exact" if isinstance(self._grid, ExactGrid) else "minibatch"
+        return f"LayerGrid({mode!r}, n={self.n}, layers={len(x)} x {len(y)})"
 
     @property
     def n(self) -> int:

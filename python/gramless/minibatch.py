@@ -77,6 +77,11 @@ class MinibatchGrid(Accumulator):
         return self._state.n if self._state else 0
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Layers so far, by the names of both sides."""
+        return tuple(self._state.widths) if self._state else ()
+
+    @property
     def nbytes(self) -> int:
         """Bytes held by the sums, and by up to 3 rows that wait for the next batch."""
         state = self._state
