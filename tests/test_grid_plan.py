@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import gramless as gl
-from gramless import exact_grid, gram_grid, gram_pass, layers, minibatch, ops
+from gramless import gram_pass, layers, ops
+from gramless.grids import exact, minibatch, tiles
 from support import backends, bounds, cases, grids, memory
 from support.backends import Backend
 
@@ -32,7 +33,7 @@ def way(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of 16 rows, the smallest."""
-    monkeypatch.setattr(gram_grid, "VALUES_BYTES", 1)
+    monkeypatch.setattr(tiles, "VALUES_BYTES", 1)
 
 
 def assert_values(got: gl.SimilarityMatrix, want: gl.SimilarityMatrix, bound: float) -> None:
@@ -174,9 +175,9 @@ def spied(monkeypatch: pytest.MonkeyPatch, n: int) -> list[str]:
 
         monkeypatch.setattr(owner, name, call)
 
-    spy(exact_grid.ExactGrid, "add", "grid of moments")
+    spy(exact.ExactGrid, "add", "grid of moments")
     spy(minibatch.MinibatchGrid, "add", "batch")
-    spy(gram_grid, "gram_values", "gram_values")
+    spy(tiles, "gram_values", "gram_values")
     spy(gram_pass.GramSums, "run", "gram_sums")
     # kernel values have moments, too
     spy(ops, "moments", "moments", lambda x, *_: len(x) == n)

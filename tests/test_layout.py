@@ -139,32 +139,22 @@ def floor(internal, external="", lazy=""):
 
 BELOW_INTEGRATIONS = (
     "layers similarity random_features independence estimates kernel_pass gram_pass accumulators bandwidths measures"
-    " ops _gram _states _checks _explain _dispatch minibatch _memory"
+    " ops _gram _states _checks _explain _dispatch grids _memory"
 )
 IMPORT_TABLE = {
     "__init__": floor(f"{BELOW_INTEGRATIONS} _core _version"),
     "__main__": floor("integrations"),
     "integrations": floor(
-        f"{BELOW_INTEGRATIONS} integrations grid_plan _matrix _version _core",
+        f"{BELOW_INTEGRATIONS} integrations _matrix _version _core",
         "numpy rich safetensors array_api_compat",
         "torch matplotlib sklearn pandas scipy ml_dtypes threadpoolctl",
     ),
     "losses": floor("accumulators measures ops _states _checks", "torch"),
-    "layers": floor(
-        "accumulators exact_grid minibatch gram_grid grid_plan _batches _matrix _progress _sides "
-        "_memory _checks _dispatch"
+    "layers": floor("grids accumulators _matrix _progress _memory _checks _dispatch"),
+    "grids": floor(
+        "grids accumulators measures bandwidths ops _states _tables _matrix _progress _memory _checks _dispatch",
+        "numpy",
     ),
-    "minibatch": floor(
-        "accumulators gram_grid grid_plan _batches _carry _matrix _sides _states _memory _checks", "numpy"
-    ),
-    "exact_grid": floor(
-        "accumulators measures ops _states _tables _matrix _progress _sides _memory _checks _dispatch", "numpy"
-    ),
-    "grid_plan": floor("gram_grid _checks _dispatch"),
-    "_batches": floor("gram_grid measures _sides _checks", "numpy"),
-    "gram_grid": floor("bandwidths ops _gram_values _progress _checks _dispatch", "numpy"),
-    "_gram_values": floor("_checks _dispatch", "numpy"),
-    "_carry": floor("_checks", "numpy"),
     "similarity": floor("random_features independence estimates kernel_pass measures _gram _states _checks"),
     "random_features": floor("accumulators estimates kernel_pass _states _checks", "numpy"),
     "independence": floor(
@@ -174,14 +164,13 @@ IMPORT_TABLE = {
     "kernel_pass": floor("gram_pass bandwidths ops _gram _states _checks _dispatch"),
     "gram_pass": floor("bandwidths ops _gram _progress _checks _dispatch _version", "numpy"),
     "bandwidths": floor("_checks _dispatch", "numpy"),
-    "_explain": floor("kernel_pass bandwidths gram_grid grid_plan _sides _memory _checks _dispatch"),
+    "_explain": floor("grids kernel_pass bandwidths _memory _checks _dispatch"),
     "_gram": floor("_states _checks", "numpy"),
     "accumulators": floor("ops _states _tables _checks", "numpy array_api_compat", "torch"),
     "measures": floor("measures _gram _states _checks", "numpy scipy array_api_compat"),
     "ops": floor("_checks _dispatch _gram _states", "numpy array_api_compat", "torch"),
     "_dispatch": floor("_checks", "numpy array_api_compat", "torch"),
     "_tables": floor("_states _checks", "numpy array_api_compat"),
-    "_sides": floor("_matrix _checks", "numpy"),
     "_matrix": floor("", "numpy", "pandas"),
     "_progress": floor("", lazy="rich"),
     "_memory": floor(""),

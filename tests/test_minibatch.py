@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import gramless as gl
-from gramless import gram_grid
+from gramless.grids import tiles
 from support import backends, bounds, cases, grids
 from support.backends import Backend, as_torch
 from support.grids import assert_grid, assert_same_matrices, fed
@@ -169,7 +169,7 @@ class TestWholeArrays:
 
     @pytest.mark.parametrize("estimator", ["biased", "feature_corrected"])
     def test_estimator(self, estimator: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(gram_grid, "gram_values", lambda *_, **__: pytest.fail("work was done"))
+        monkeypatch.setattr(tiles, "gram_values", lambda *_, **__: pytest.fail("work was done"))
         with pytest.raises(ValueError, match="cka_matrix: batches have estimator='unbiased' alone"):
             gl.cka_matrix(*grids.layers(), batch_size=30, estimator=estimator)
 
@@ -184,9 +184,9 @@ class TestBlocks:
     ) -> None:
         parts = grids.batches(grids.layers(dtype, n=120), (70, 50))
         calls = []
-        kernel_values = gram_grid.gram_values
-        monkeypatch.setattr(gram_grid, "VALUES_BYTES", 1)
-        monkeypatch.setattr(gram_grid, "gram_values", lambda *a, **k: calls.append(0) or kernel_values(*a, **k))
+        kernel_values = tiles.gram_values
+        monkeypatch.setattr(tiles, "VALUES_BYTES", 1)
+        monkeypatch.setattr(tiles, "gram_values", lambda *a, **k: calls.append(0) or kernel_values(*a, **k))
         matrix = fed(parts, kernel, bandwidth=width, backend=backend.name).finalize()
         assert_grid(matrix, grids.minibatch(parts, kernel, width), cases.DTYPES[dtype])
         # 70 rows are 5 blocks of at most 16, 50 rows are 4
@@ -194,7 +194,7 @@ class TestBlocks:
 
     @pytest.mark.parametrize("kernel", KERNELS)
     def test_non_finite_rows_are_named_where_they_are(self, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(gram_grid, "VALUES_BYTES", 1)
+        monkeypatch.setattr(tiles, "VALUES_BYTES", 1)
         xs, ys = grids.layers("fp32", n=64)
         xs["a"][41, 3] = np.inf
         with pytest.raises(ValueError, match=r"LayerGrid.update: layer x/a:? has non-finite values in rows") as caught:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import gramless as gl
-from gramless import minibatch
+from gramless.grids import minibatch
 from support import bounds, cases, grids
 from support.backends import Backend
 from support.grids import fed
@@ -95,7 +95,7 @@ class TestDeadLayers:
     @pytest.mark.parametrize("mode", ["exact", "minibatch"])
     def test_nothing_becomes_nan_in_silence(self, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """Whatever the algebra gives that is no number is NaN, with the names of its layers."""
-        from gramless import _batches
+        from gramless.grids import batches
         from gramless.measures import cka
 
         grid = gl.LayerGrid(mode).update(*grids.layers())
@@ -104,7 +104,7 @@ class TestDeadLayers:
                 patch.setattr(cka, "cross_hsic", lambda *_: np.inf)
             else:
                 endless = (np.full((3, 2), np.inf), np.zeros((3, 2)))
-                patch.setattr(_batches.BatchTable, "cka", lambda _: endless)
+                patch.setattr(batches.BatchTable, "cka", lambda _: endless)
             with pytest.warns(RuntimeWarning, match=r"layers x/z and y/out have a value beyond float64") as caught:
                 values = grid.finalize().values
         assert len(caught) == 1

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import gramless as gl
-from gramless import gram_grid
+from gramless.grids import tiles
 from support import bounds, cases, contract, grids
 from support.contract import Subject
 from support.grids import assert_same_grids, assert_same_matrices, fed
@@ -205,7 +205,7 @@ class TestStates:
         parts = grids.batches(grids.layers(), (20, 3, 37))
         grid = fed(parts[:2])
         before = grid.state_dict()
-        kernel, calls = gram_grid.gram_values, itertools.count()
+        kernel, calls = tiles.gram_values, itertools.count()
 
         def interrupted(*arguments: object, **keywords: object) -> object:
             if next(calls) == 3:
@@ -213,8 +213,8 @@ class TestStates:
             return kernel(*arguments, **keywords)
 
         with monkeypatch.context() as patch:
-            patch.setattr(gram_grid, "gram_values", interrupted)
-            patch.setattr(gram_grid, "VALUES_BYTES", 1)
+            patch.setattr(tiles, "gram_values", interrupted)
+            patch.setattr(tiles, "VALUES_BYTES", 1)
             with pytest.raises(KeyboardInterrupt):
                 grid.update(*parts[2])
         bounds.assert_same_dicts(grid.state_dict(), before, "after an interruption")

@@ -8,10 +8,10 @@ from typing import Any
 from . import _checks, _dispatch
 from ._checks import Array
 from ._memory import available_bytes
-from ._sides import named_layers, sides
 from .bandwidths import EXACT_ROWS, RULES
-from .gram_grid import BlockPlan, GridKernel, plan_blocks
-from .grid_plan import batch_bounds, check_estimator, plan_grid, tile_flops
+from .grids.plan import batch_bounds, check_estimator, plan_grid, tile_flops
+from .grids.sides import named_layers, sides
+from .grids.tiles import BlockPlan, GridKernel, plan_blocks
 from .kernel_pass import KernelPass
 
 MEASURES = ("hsic", "cka", "cka_distance", "cka_matrix")

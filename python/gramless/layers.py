@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from . import _checks, _dispatch
-from ._batches import BatchTable
 from ._checks import Array
 from ._matrix import SimilarityMatrix
 from ._memory import available_bytes
 from ._progress import watched
-from ._sides import matrix_of, named_layers, sides
 from .accumulators import Accumulator
-from .exact_grid import ExactGrid
-from .gram_grid import GridKernel, grid_sums
-from .grid_plan import batch_bounds, check_estimator, plan_grid
-from .minibatch import WEIGHTS, MinibatchGrid
+from .grids.batches import BatchTable
+from .grids.exact import ExactGrid
+from .grids.minibatch import WEIGHTS, MinibatchGrid
+from .grids.plan import batch_bounds, check_estimator, plan_grid
+from .grids.sides import matrix_of, named_layers, sides
+from .grids.tiles import GridKernel, grid_sums
 
 if TYPE_CHECKING:
     from typing import Self

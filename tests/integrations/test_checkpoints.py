@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from gramless.exact_grid import ExactGrid
+from gramless.grids.exact import ExactGrid
 from gramless.integrations import arrays, checkpoints, cli, sources
 from gramless.integrations.arrays import compare_files
 from gramless.layers import LayerGrid

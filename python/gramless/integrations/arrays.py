@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from gramless import _checks
 from gramless._memory import available_bytes
-from gramless.grid_plan import batch_bounds
+from gramless.grids.plan import batch_bounds
 from gramless.integrations.calibration import calibrated
 from gramless.integrations.checkpoints import Checkpoint
 from gramless.integrations.folders import open_layers

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _checks, _dispatch, bandwidths, ops
-from ._checks import Array
-from ._gram_values import gram_values, overflow
-from ._progress import watched
+from .. import _checks, _dispatch, bandwidths, ops
+from .._checks import Array
+from .._progress import watched
+from .values import gram_values, overflow
 
 Float64 = NDArray[np.float64]
 

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _checks
-from ._batches import BatchTable, decode, encode
-from ._carry import Carry
-from ._checks import Array
-from ._matrix import SimilarityMatrix
-from ._memory import available_bytes
-from ._sides import matrix_of, named_layers, widths_of
-from ._states import saved
-from .accumulators import Accumulator, agree, gather
-from .gram_grid import BlockPlan, GridKernel, grid_sums, plan_blocks
-from .grid_plan import LEAST_ROWS as LEAST_ROWS
-from .grid_plan import check_estimator
+from .. import _checks
+from .._checks import Array
+from .._matrix import SimilarityMatrix
+from .._memory import available_bytes
+from .._states import saved
+from ..accumulators import Accumulator, agree, gather
+from .batches import BatchTable, decode, encode
+from .carry import Carry
+from .plan import LEAST_ROWS as LEAST_ROWS
+from .plan import check_estimator
+from .sides import matrix_of, named_layers, widths_of
+from .tiles import BlockPlan, GridKernel, grid_sums, plan_blocks
 
 if TYPE_CHECKING:
     from typing import Self

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _checks
-from ._checks import Array
-from ._matrix import SimilarityMatrix
+from .. import _checks
+from .._checks import Array
+from .._matrix import SimilarityMatrix
 
 
 def named_layers(function: str, xs: Any, ys: Any) -> dict[str, Array]:

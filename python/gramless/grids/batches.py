@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _checks
-from ._sides import are_sides, sides
-from .gram_grid import GridKernel, GridSums
-from .measures.gram import LEAST_MEAN, MOST_MEAN
+from .. import _checks
+from ..measures.gram import LEAST_MEAN, MOST_MEAN
+from .sides import are_sides, sides
+from .tiles import GridKernel, GridSums
 
 Float64 = NDArray[np.float64]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from . import _checks, _dispatch
-from ._checks import Array
-from .gram_grid import BlockPlan, GridKernel, plan_blocks
+from .. import _checks, _dispatch
+from .._checks import Array
+from .tiles import BlockPlan, GridKernel, plan_blocks
 
 # the unbiased estimator is defined for this many rows
 LEAST_ROWS = 4

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from . import _checks, _dispatch
-from ._checks import Array
+from .. import _checks, _dispatch
+from .._checks import Array
 
 # how the backends name the layer that they refuse
 _NON_FINITE = re.compile(r"gram_\w+: (?:layer )?(\d+) (has non-finite values in rows) (\d+)\.\.(\d+)")

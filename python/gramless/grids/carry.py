@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _checks
-from ._checks import Array
+from .. import _checks
+from .._checks import Array
 
 Rows = dict[str, NDArray[Any]]
 

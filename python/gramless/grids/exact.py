@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import _checks, _dispatch, ops
-from ._checks import Array
-from ._matrix import SimilarityMatrix
-from ._memory import available_bytes
-from ._progress import watched
-from ._sides import are_sides, matrix_of, named_layers, sides, widths_of
-from ._states import CrossMoments, SelfMoments, add_into, beside, saved
-from ._tables import MomentTable
-from .accumulators import PIVOT_ROWS, MomentAccumulator
-from .measures import cka as _measures
+from .. import _checks, _dispatch, ops
+from .._checks import Array
+from .._matrix import SimilarityMatrix
+from .._memory import available_bytes
+from .._progress import watched
+from .._states import CrossMoments, SelfMoments, add_into, beside, saved
+from .._tables import MomentTable
+from ..accumulators import PIVOT_ROWS, MomentAccumulator
+from ..measures import cka as _measures
+from .sides import are_sides, matrix_of, named_layers, sides, widths_of
 
 if TYPE_CHECKING:
     from typing import Self
