@@ -113,6 +113,25 @@ print("then", round(gl.cka(x, x), 6))
     assert "then 1.0" in out
 
 
+def test_interpreter_ends_under_a_daemon_thread() -> None:
+    """A call that is under way when the main thread ends may not bring the process down."""
+    program = """
+import threading, time
+import numpy as np
+import gramless as gl
+x = np.random.default_rng(0).standard_normal((20_000, 256)).astype(np.float32)
+def work():
+    while True:
+        gl.moments(x)
+        gl.gram_sums(x[:3000], kernel="rbf", bandwidth_x=20.0)
+threading.Thread(target=work, daemon=True).start()
+time.sleep(0.5)
+print("end")
+"""
+    for _ in range(3):
+        assert memory.run(program, timeout=60) == "end\n"
+
+
 FORK = """
 import os, signal, sys
 import numpy as np
