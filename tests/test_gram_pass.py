@@ -175,7 +175,7 @@ class TestCheckpoint:
 
         with monkeypatch.context() as full:
             full.setattr(np, "savez", savez)
-            with pytest.raises(OSError, match="no space left"):
+            with pytest.warns(RuntimeWarning, match="GramSums: the checkpoint .* cannot be written: no space left"):
                 stream.update()
         assert path.read_bytes() == before
         assert [file.name for file in tmp_path.iterdir()] == ["pass.npz"]

@@ -113,6 +113,28 @@ print("then", round(gl.cka(x, x), 6))
     assert "then 1.0" in out
 
 
+def test_first_calls_from_several_threads_at_once() -> None:
+    """What a first call imports may be half there while another thread imports it."""
+    program = """
+import threading
+import numpy as np
+import gramless as gl
+x = np.random.default_rng(0).standard_normal((50, 5))
+together, found = threading.Barrier(4), []
+def work():
+    together.wait()
+    found.append(gl.cka(x, x[:, :3], kernel="rbf"))
+threads = [threading.Thread(target=work) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(len(found), len(set(found)))
+"""
+    for _ in range(3):
+        assert memory.run(program, timeout=60) == "4 1\n"
+
+
 def test_interpreter_ends_under_a_daemon_thread() -> None:
     """A call that is under way when the main thread ends may not bring the process down."""
     program = """

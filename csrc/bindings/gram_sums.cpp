@@ -151,7 +151,8 @@ py::dict gram_values(
         layer.bandwidth = bandwidths ? (*bandwidths)[k] : 1;
         layer.pivot = pivots ? (*pivots)[k].data() : nullptr;
         task.layers.push_back(layer);
-        task.in_double |= rows.dtype == DType::kF64 || (others && other.dtype == DType::kF64);
+        task.in_double |= task.family.function == GramFunction::kPolynomial || rows.dtype == DType::kF64 ||
+                          (others && other.dtype == DType::kF64);
     }
 
     py::dict result;

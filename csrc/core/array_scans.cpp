@@ -65,15 +65,16 @@ void column_medians(const ArrayView& sample, double* medians) {
                            order(panel.data() + k * width, panel.data() + (k + 1) * width, width);
                    const double* const low = panel.data() + (sample.rows - 1) / 2 * width;
                    const double* const high = panel.data() + sample.rows / 2 * width;
-                   for (std::int64_t j = 0; j < cols; ++j) {
-                       const double median = (low[j] + high[j]) / 2 + poison[static_cast<std::size_t>(j)];
-                       medians[col + j] =
-                           sample.dtype == DType::kF64 ? median : static_cast<double>(static_cast<float>(median));
-                   }
+                   for (std::int64_t j = 0; j < cols; ++j)
+                       medians[col + j] = rounded(sample, (low[j] + high[j]) / 2 + poison[static_cast<std::size_t>(j)]);
                });
 }
 
 }  // namespace
+
+double rounded(const ArrayView& source, double value) {
+    return source.dtype == DType::kF64 ? value : static_cast<double>(static_cast<float>(value));
+}
 
 void default_pivot(const ArrayView& source, double* pivot) {
     ArrayView sample = source;

@@ -8,6 +8,9 @@
 
 namespace gramless {
 
+// to float32 unless the array is float64
+double rounded(const ArrayView& source, double value);
+
 // medians of the first 64 rows, feature by feature, rounded to float32 unless the array is float64; at least one row
 void default_pivot(const ArrayView& source, double* pivot);
 

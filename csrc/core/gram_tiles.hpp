@@ -16,7 +16,9 @@ struct GramKernel {
     T factor;  // rbf log2(e) / (2 s^2), laplacian log2(e) / s, polynomial 1 / p
     T coef0;
     int degree;
-    T offset;  // rbf and laplacian: what is subtracted from k
+    T offset;    // rbf and laplacian: what is subtracted from k
+    T landmark;  // polynomial: k of the landmark with itself
+    T noise;     // polynomial: how much of k may be rounding
 };
 
 // one tile of one array, for one bandwidth
@@ -24,7 +26,7 @@ template <class T>
 struct GramSide {
     const T* dots;
     std::int64_t stride;
-    const T* norms_i;  // squared norms of its rows, and of its columns; for cosine, one over the norms
+    const T* norms_i;  // squared norms of its rows, and of its columns; for polynomial, their k with the landmark
     const T* norms_j;
     GramKernel<T> kernel;
     double* row_sums;  // overwritten

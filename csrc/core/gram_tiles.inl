@@ -83,6 +83,7 @@ inline void kernel_row(const GramSide<T>& side, std::int64_t i, std::int64_t fir
     };
     switch (k.function) {
         case GramFunction::kLinear:
+        case GramFunction::kCosine:
             return fill([](V dot, V) { return dot; });
         case GramFunction::kRbf:
             return fill([&](V dot, V other) { return exp2_less<T, kLanes>(square(dot, other) * -k.factor, k.offset); });
@@ -91,15 +92,16 @@ inline void kernel_row(const GramSide<T>& side, std::int64_t i, std::int64_t fir
                 return exp2_less<T, kLanes>(root<T, kLanes>(square(dot, other)) * -k.factor, k.offset);
             });
         case GramFunction::kPolynomial:
-            return fill([&](V dot, V) {
+            return fill([&](V dot, V other) {
                 const V base = dot * k.factor + k.coef0;
                 V power = base;
                 for (int d = 1; d < k.degree; ++d)
                     power *= base;
-                return power;
+                const V value = (power - norm) - (other - k.landmark);
+                const V least = (power < T(0) ? -power : power) * k.noise;
+                // rows that do not differ give 0, and not what rounding makes of it
+                return (value < T(0) ? -value : value) <= least ? V{} : value;
             });
-        case GramFunction::kCosine:
-            return fill([&](V dot, V other) { return dot * norm * other; });
         case GramFunction::kDistance:
             return fill([&](V dot, V other) { return root<T, kLanes>(square(dot, other)); });
     }

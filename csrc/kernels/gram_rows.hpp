@@ -28,22 +28,51 @@ inline bool is_shifted(GramFunction function) {
 template <class T>
 struct FittedKernel {
     AlignedBuffer<T> centre;
+    // What takes the common part off kernels that no shift of the rows leaves alone, with the digits that it costs:
+    // cosine is the product of rows of length 1 less this one, polynomial k(u, v) - k(u, c) - k(c, v) + k(c, c). No
+    // HSIC depends on it.
+    std::vector<double> landmark;
     std::vector<GramKernel<T>> per_bandwidth;
 
     FittedKernel(const ArrayView& source, const GramFamily& family, const std::vector<double>& bandwidths,
                  const double* pivot)
         : centre(source.cols) {
         std::vector<double> sampled(static_cast<std::size_t>(source.cols));
-        if (is_shifted(family.function)) sampled_centre(source, sampled.data());
+        sampled_centre(source, sampled.data());
+        if (!is_shifted(family.function)) {
+            landmark = std::move(sampled);
+            if (family.function == GramFunction::kCosine) shorten(source, landmark);
+            sampled.assign(landmark.size(), 0);
+        }
         const bool offset = family.function == GramFunction::kRbf || family.function == GramFunction::kLaplacian;
         const double spread = offset ? sampled_spread(source, sampled.data()) : 0;
         for (std::int64_t j = 0; j < source.cols; ++j)
             centre[j] = static_cast<T>(pivot ? pivot[j] : sampled[static_cast<std::size_t>(j)]);
-        for (const double width : bandwidths)
+        double squared = 0;
+        for (const double c : landmark)
+            squared += c * c;
+        for (const double width : bandwidths) {
             per_bandwidth.push_back(fit(family, width, spread, source.cols));
+            GramKernel<T>& kernel = per_bandwidth.back();
+            if (family.function == GramFunction::kPolynomial) kernel.landmark = static_cast<T>(power(kernel, squared));
+        }
+    }
+
+    // polynomial, of a dot product
+    static double power(const GramKernel<T>& kernel, double dot) {
+        return std::pow(dot * static_cast<double>(kernel.factor) + static_cast<double>(kernel.coef0), kernel.degree);
     }
 
   private:
+    // to length 1, or left at zero
+    static void shorten(const ArrayView& source, std::vector<double>& landmark) {
+        double squared = 0;
+        for (const double c : landmark)
+            squared += c * c;
+        for (double& c : landmark)
+            c = rounded(source, squared > 0 ? c / std::sqrt(squared) : 0);
+    }
+
     // an infinite factor would make NaN of a distance of 0
     static T in_range(double factor) {
         return static_cast<T>(std::min(factor, static_cast<double>(std::numeric_limits<T>::max())));
@@ -51,7 +80,7 @@ struct FittedKernel {
 
     // wide bandwidths: k is near 1, and its digits are in 1 - k
     static GramKernel<T> fit(const GramFamily& family, double width, double spread, std::int64_t features) {
-        GramKernel<T> kernel{family.function, T(1), static_cast<T>(family.coef0), family.degree, T(0)};
+        GramKernel<T> kernel{family.function, T(1), static_cast<T>(family.coef0), family.degree, T(0), T(0), T(0)};
         if (family.function == GramFunction::kRbf) {
             kernel.factor = in_range(kLog2E / (2 * width * width));
             kernel.offset = 2 * spread < 2 * width * width ? T(1) : T(0);
@@ -60,25 +89,27 @@ struct FittedKernel {
             kernel.offset = 2 * spread < width * width ? T(1) : T(0);
         } else if (family.function == GramFunction::kPolynomial) {
             kernel.factor = static_cast<T>(1 / static_cast<double>(features));
+            // of the dot product, of random signs, and of the factors
+            const double roundings = family.degree * (4 + std::sqrt(static_cast<double>(features)));
+            kernel.noise = static_cast<T>(roundings * static_cast<double>(std::numeric_limits<T>::epsilon()));
         }
         return kernel;
     }
 };
 
-// k(u, u) from the norm that a kernel is given of u
+// k(u, u) from the squared norm of a packed row, and for polynomial from what it has in place of a norm
 template <class T>
-double on_diagonal(const GramKernel<T>& kernel, double squared) {
+double on_diagonal(const GramKernel<T>& kernel, double squared, T norm) {
     switch (kernel.function) {
         case GramFunction::kLinear:
+        case GramFunction::kCosine:
             return squared;
         case GramFunction::kPolynomial:
-            return std::pow(squared * static_cast<double>(kernel.factor) + static_cast<double>(kernel.coef0),
-                            kernel.degree);
+            return FittedKernel<T>::power(kernel, squared) - 2 * static_cast<double>(norm) +
+                   static_cast<double>(kernel.landmark);
         case GramFunction::kRbf:
         case GramFunction::kLaplacian:
             return 1 - static_cast<double>(kernel.offset);
-        case GramFunction::kCosine:
-            return 1;
         case GramFunction::kDistance:
             return 0;
     }
@@ -136,18 +167,22 @@ class PackedRows {
     std::int64_t panels() const { return ceil_div(rows_, ops_.width); }
 
     // one panel over all features, with the norms of its rows
-    void pack(std::int64_t panel, GramFunction function) {
-        const std::int64_t begin = panel * ops_.width, count = std::min(ops_.width, rows_ - begin);
-        std::fill_n(memory_.squared.data() + begin, ops_.width, 0.0);
-        for (std::int64_t chunk = 0; chunk < chunks_; ++chunk) {
-            const std::int64_t col = chunk * kChunkRows;
-            const Panels<T> to{at(chunk, panel), count, std::min(kChunkRows, source_.cols - col)};
+    void pack(std::int64_t panel, const FittedKernel<T>& kernel) {
+        const GramFunction function = kernel.per_bandwidth[0].function;
+        const std::int64_t begin = panel * ops_.width;
+        double* const squared = memory_.squared.data() + begin;
+        each_chunk(panel, [&](const Panels<T>& to, std::int64_t col) {
             ops_.pack_samples(source_, first_ + begin, col, centre_ + col, to);
-            ops_.sample_norms(to, memory_.squared.data() + begin);
+        });
+        take_norms(panel, squared);
+        if (function == GramFunction::kCosine) shorten(panel, kernel.landmark, squared);
+        std::vector<double> norms(squared, squared + ops_.width);
+        if (function == GramFunction::kPolynomial) dots_with(panel, kernel.landmark, norms);
+        for (std::int64_t j = 0; j < ops_.width; ++j) {
+            double& norm = norms[static_cast<std::size_t>(j)];
+            if (function == GramFunction::kPolynomial) norm = FittedKernel<T>::power(kernel.per_bandwidth[0], norm);
+            memory_.norms[begin + j] = static_cast<T>(norm);
         }
-        for (std::int64_t j = begin; j < begin + ops_.width; ++j)
-            memory_.norms[j] = static_cast<T>(function == GramFunction::kCosine ? 1 / std::sqrt(memory_.squared[j])
-                                                                                : memory_.squared[j]);
     }
 
     // rows from `begin` on, which starts a panel
@@ -165,7 +200,52 @@ class PackedRows {
     const T* norms(std::int64_t begin) { return memory_.norms.data() + begin; }
     double squared(std::int64_t row) { return memory_.squared[row]; }
 
+    T norm(std::int64_t row) { return memory_.norms[row]; }
+
   private:
+    // visit(panel of a chunk of features, first of these)
+    template <class Visit>
+    void each_chunk(std::int64_t panel, const Visit& visit) {
+        const std::int64_t count = std::min(ops_.width, rows_ - panel * ops_.width);
+        for (std::int64_t chunk = 0; chunk < chunks_; ++chunk) {
+            const std::int64_t col = chunk * kChunkRows;
+            visit(Panels<T>{at(chunk, panel), count, std::min(kChunkRows, source_.cols - col)}, col);
+        }
+    }
+
+    void take_norms(std::int64_t panel, double* squared) {
+        std::fill_n(squared, ops_.width, 0.0);
+        each_chunk(panel, [&](const Panels<T>& of, std::int64_t) { ops_.sample_norms(of, squared); });
+    }
+
+    // rows to length 1, less the landmark; -1 in place of the squared norm of a row that has no direction
+    void shorten(std::int64_t panel, const std::vector<double>& landmark, double* squared) {
+        const std::vector<double> of_rows(squared, squared + ops_.width);
+        each_chunk(panel, [&](const Panels<T>& of, std::int64_t col) {
+            for (std::int64_t k = 0; k < of.rows; ++k)
+                for (std::int64_t j = 0; j < of.features; ++j) {
+                    // in fp64: rounding to length 1 first would cost the digits of what is left
+                    T& value = of.data[k * ops_.width + j];
+                    value =
+                        static_cast<T>(static_cast<double>(value) / std::sqrt(of_rows[static_cast<std::size_t>(j)]) -
+                                       landmark[static_cast<std::size_t>(col + k)]);
+                }
+        });
+        take_norms(panel, squared);
+        for (std::size_t j = 0; j < of_rows.size(); ++j)
+            if (of_rows[j] == 0 || !std::isfinite(of_rows[j])) squared[j] = of_rows[j] == 0 ? -1 : of_rows[j];
+    }
+
+    void dots_with(std::int64_t panel, const std::vector<double>& landmark, std::vector<double>& dots) {
+        std::fill(dots.begin(), dots.end(), 0.0);
+        each_chunk(panel, [&](const Panels<T>& of, std::int64_t col) {
+            for (std::int64_t k = 0; k < of.rows; ++k)
+                for (std::int64_t j = 0; j < of.features; ++j)
+                    dots[static_cast<std::size_t>(j)] +=
+                        landmark[static_cast<std::size_t>(col + k)] * static_cast<double>(of.data[k * ops_.width + j]);
+        });
+    }
+
     T* at(std::int64_t chunk, std::int64_t panel) {
         return memory_.panels.data() + (chunk * most_panels_ + panel) * stride_;
     }
@@ -210,7 +290,7 @@ void check_norms(const char* function, const std::string& name, const ArrayView&
             throw std::invalid_argument(std::string(function) + ": norms of the rows of " + name +
                                         " overflow; scale the data down");
         }
-        if (kernel == GramFunction::kCosine && squared == 0)
+        if (kernel == GramFunction::kCosine && squared < 0)
             throw std::invalid_argument(std::string(function) + ": row " + std::to_string(packed.first() + k) + " of " +
                                         name + " is zero, and has no cosine");
     }

@@ -4,7 +4,7 @@
 // cost: n^2 (p + q) flops, only tiles on and above the diagonal are computed; x and y are read n / block_rows times.
 //       Two packed blocks of rows, per thread two tiles of kGramTile^2, O(n) row sums.
 // numerics: tile products and kernel values in fp32, for fp64 input, up to 1024 rows, and rows whose powers leave the
-//       range of fp32 in fp64; sums over tiles in fp64, in a fixed order.
+//       range of fp32 in fp64, as polynomials always; sums over tiles in fp64, in a fixed order.
 // why not: one full tile product per (i, j); the lower half is the mirror of the upper one.
 #include "kernels/gram_sums.hpp"
 
@@ -108,7 +108,8 @@ class GramSums {
         parallel_for(
             panels * static_cast<std::int64_t>(sides_.size()), threads_,
             [&](std::int64_t at, int) {
-                sides_[static_cast<std::size_t>(at / panels)].block[place].pack(at % panels, task_.family.function);
+                sides_[static_cast<std::size_t>(at / panels)].block[place].pack(
+                    at % panels, sides_[static_cast<std::size_t>(at / panels)].kernel);
             },
             task_.poll);
         for (std::size_t s = 0; s < sides_.size() && task_.check_finite; ++s)
@@ -184,7 +185,8 @@ class GramSums {
         for (std::int64_t w = 0; w < bandwidths_; ++w)
             for (std::int64_t r = 0; r < side.block[0].rows(); ++r)
                 side.target.diagonal[w * task_.x.rows + side.block[0].first() + r] +=
-                    on_diagonal(side.kernel.per_bandwidth[static_cast<std::size_t>(w)], side.block[0].squared(r));
+                    on_diagonal(side.kernel.per_bandwidth[static_cast<std::size_t>(w)], side.block[0].squared(r),
+                                side.block[0].norm(r));
     }
 
     GramSumsTask& task_;
@@ -254,8 +256,7 @@ class GramValues {
 
     void pack(PackedRows<T>& packed, const ArrayView& source, int threads) {
         parallel_for(
-            packed.panels(), threads, [&](std::int64_t panel, int) { packed.pack(panel, task_.family.function); },
-            task_.poll);
+            packed.panels(), threads, [&](std::int64_t panel, int) { packed.pack(panel, kernel_); }, task_.poll);
         if (task_.check_finite) check_norms("gram_values", "layer " + name_, source, packed, task_.family.function);
     }
 
@@ -318,7 +319,8 @@ void layer_values(GramValuesTask& task) {
         task.poll);
 }
 
-// few rows, whose sums cost little and have few terms to hide rounding, and rows that float32 cannot hold the powers of
+// few rows, whose sums cost little and have few terms to hide rounding, rows that float32 cannot hold the powers of,
+// and polynomials, whose digits are behind the common part of the rows
 bool in_double(const GramSumsTask& task, bool sampled) {
     const auto side = [&](const ArrayView& source) {
         if (source.dtype == DType::kF64 || !sampled) return source.dtype == DType::kF64;
@@ -326,7 +328,8 @@ bool in_double(const GramSumsTask& task, bool sampled) {
         if (is_shifted(task.family.function)) sampled_centre(source, centre.data());
         return needs_double(sampled_spread(source, centre.data()), source.cols);
     };
-    return task.x.rows <= kGramRowsInDouble || side(task.x) || (task.y.rows > 0 && side(task.y));
+    return task.family.function == GramFunction::kPolynomial || task.x.rows <= kGramRowsInDouble || side(task.x) ||
+           (task.y.rows > 0 && side(task.y));
 }
 
 template <class T>

@@ -47,8 +47,9 @@ def is_torch(x: Any) -> bool:
 
 def _numpy_rows(function: str, name: str, x: NDArray[Any]) -> NDArray[Any]:
     # numpy imports this part of itself on first use, and an import can hang in a forked child
-    masked = sys.modules.get("numpy.ma")
-    if masked is not None and isinstance(x, masked.MaskedArray):
+    # and while another thread imports it, it is there without its names
+    masked = getattr(sys.modules.get("numpy.ma"), "MaskedArray", None)
+    if masked is not None and isinstance(x, masked):
         raise TypeError(f"{function}: {name} is a masked array; drop the masked rows and pass a plain array")
     plain = np.asarray(x)
     # the name of a dtype is slow to get

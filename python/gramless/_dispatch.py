@@ -67,9 +67,9 @@ def gram_block_rows(backend: str, p: int, q: int) -> int:
     return int(core_or_raise("gram_sums").gram_block_rows(p, q))
 
 
-def gram_in_float64(backend: str, n: int, dtypes: list[str]) -> bool:
+def gram_in_float64(backend: str, n: int, dtypes: list[str], kernel: str) -> bool:
     """Return whether the kernel gram_sums is sure to compute kernel values in float64."""
-    if backend == "reference" or any("float64" in dtype for dtype in dtypes):
+    if backend == "reference" or kernel == "polynomial" or any("float64" in dtype for dtype in dtypes):
         return True
     return n <= int(core_or_raise("gram_sums").GRAM_ROWS_IN_FLOAT64)
 

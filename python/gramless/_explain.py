@@ -125,13 +125,13 @@ def explain(
         path, cost = f"{measure} <- moments {shapes}", _cost(n, arrays, chosen.backend)
     else:
         path = f"{measure} <- gram_sums {kernel} {shapes}"
-        cost = _tiles_cost(n, arrays, chosen.backend, one_pass=measure == "gram_sums")
+        cost = _tiles_cost(n, arrays, chosen.backend, kernel, one_pass=measure == "gram_sums")
         if measure != "gram_sums" and kernel in _checks.WITH_BANDWIDTH and (bandwidth is None or bandwidth in RULES):
             cost = _with_rule(n, arrays, cost)
     return Explanation(path, chosen.backend, chosen.why, cost.flops, cost.bytes_read, cost.result + cost.scratch)
 
 
-def _tiles_cost(n: int, arrays: list[Array], backend: str, *, one_pass: bool) -> _Cost:
+def _tiles_cost(n: int, arrays: list[Array], backend: str, kernel: str, *, one_pass: bool) -> _Cost:
     """Return the cost of all tiles of one or two arrays; only those on and above the diagonal are computed.
 
     The measures merge strip after strip of block pairs: the sums so far, those of a strip, and the next ones.
@@ -144,7 +144,7 @@ def _tiles_cost(n: int, arrays: list[Array], backend: str, *, one_pass: bool) ->
     if backend == "reference":
         scratch = 64 * n * n + 8 * n * (p + q)
     else:
-        float64 = any(_dtype(a) == "float64" for a in arrays)
+        float64 = _dispatch.gram_in_float64(backend, n, [_dtype(a) for a in arrays], kernel)
         scratch = _dispatch.core_or_raise("explain").gram_scratch_bytes(n, p, q, float64=float64, bandwidths=1)
     return _Cost(n * n * (p + q), read, held, scratch + (0 if one_pass else 2 * held))
 

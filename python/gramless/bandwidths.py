@@ -117,7 +117,9 @@ def check(function: str, name: str, rule: Any, scale: Any, scale_name: str = "sc
             known = " or ".join(map(repr, RULES))
             raise ValueError(f"{function}: expected {name} to be {known} or a number above 0, got {rule!r}")
     else:
-        _checks.above_zero(function, name, rule)
+        width = _checks.above_zero(function, name, rule) * _checks.above_zero(function, scale_name, scale)
+        if not 0 < width < math.inf:
+            raise ValueError(f"{function}: {name} times {scale_name} leaves the range of float64: {rule!r} * {scale!r}")
     _checks.above_zero(function, scale_name, scale)
 
 

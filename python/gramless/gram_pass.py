@@ -7,6 +7,8 @@ import json
 import os
 import struct
 import time
+import uuid
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -233,13 +235,23 @@ class GramSums:
         return json.dumps({"data": data, "parameters": code | kernel})
 
     def _save(self, path: Path) -> None:
-        """Write the checkpoint beside its place first, so that it is whole at any time."""
+        """Write the checkpoint; what keeps it from being written does not end the pass."""
+        try:
+            self._write(path)
+        except OSError as error:
+            warnings.warn(
+                f"{type(self).__name__}: the checkpoint {path} cannot be written: {error}", RuntimeWarning, stacklevel=3
+            )
+        self._saved = time.monotonic()
+
+    def _write(self, path: Path) -> None:
+        """Write beside the place of the checkpoint first, so that it is whole at any time."""
         done, state = self._done
         if state is None:
             return
         marks = {"pass.format": FORMAT, "pass.marks": self._marks, "pass.strips": done}
         flat: dict[str, Any] = marks | state.to_dict()
-        fresh = path.with_name(f"{path.name}.{os.getpid()}.part")
+        fresh = path.with_name(f"{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.part")
         try:
             with fresh.open("wb") as file:
                 np.savez(file, **flat)
@@ -248,7 +260,6 @@ class GramSums:
             fresh.replace(path)
         finally:
             fresh.unlink(missing_ok=True)
-        self._saved = time.monotonic()
 
     def _load(self, path: Path) -> tuple[int, GramState]:
         """Return what a checkpoint of this very pass holds."""

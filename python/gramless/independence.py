@@ -201,12 +201,12 @@ def calibrated(
 ) -> Calibrated:
     """Return HSIC of checked arrays, or CKA if normalised, beside its values for permuted rows of y."""
     state = request.state(x, y)
+    selves = _self_hsics(request, state).values()
     value = _hsic(request, state)
-    selves = _self_hsics(request, state).values() if normalised else ()
     observed, values = permuted_hsics(request, state, x, y, n_permutations, seed)
     pvalue = _pvalue(observed, values)
     # each root by itself: the product of the two self terms overflows long before they do
-    for term in selves:
+    for term in selves if normalised else ():
         value, values = value / math.sqrt(term), values / math.sqrt(term)
     return Calibrated(
         value,
@@ -280,7 +280,8 @@ def _by_held_kernels(request: KernelPass, state: GramState, x: Array, y: Array) 
 
     def hsic_of(order: Order) -> float:
         return math.fsum(
-            np.vdot(block, right[order[start : start + _BLOCK_ROWS]].take(order[start:], axis=1))
+            # not by a BLAS, whose threads would fight over the cores for so short a product
+            np.einsum("ij,ij->", block, right[order[start : start + _BLOCK_ROWS]].take(order[start:], axis=1))
             for start, block in zip(starts, blocks, strict=True)
         )
 

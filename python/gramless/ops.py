@@ -172,8 +172,8 @@ def gram_sums(
     Returns
     -------
     GramState
-        All arrays are float64. Linear k is about a sampled centre of the rows; rbf and laplacian with wide bandwidths
-        are less 1, which keeps their digits: no HSIC depends on either.
+        All arrays are float64. Linear, cosine and polynomial k are less what they are at a sampled centre, rbf and
+        laplacian with wide bandwidths less 1, which keeps their digits: no HSIC depends on either.
 
     Raises
     ------
@@ -223,7 +223,7 @@ def gram_sums(
         block_rows = _dispatch.gram_block_rows(chosen.backend, p, q)
     _checks.positive(function, "block_rows", block_rows)
     blocks = None if pairs is None else _checks.block_pairs(function, pairs, -(-n // block_rows))
-    in_float64 = _dispatch.gram_in_float64(chosen.backend, n, [str(a.dtype) for a in arrays.values()])
+    in_float64 = _dispatch.gram_in_float64(chosen.backend, n, [str(a.dtype) for a in arrays.values()], kernel)
     if chosen.backend == "reference":
         arrays = {name: _checks.to_numpy(a) for name, a in arrays.items()}
     try:

@@ -177,7 +177,7 @@ class TestHardInputs:
     @pytest.mark.parametrize(
         "name", ["offset_1e2", "offset_1e4", "massive_1e3", "massive_3e3", "scale_1e-6", "scale_1e6"]
     )
-    @pytest.mark.parametrize("kernel", SHIFTED)
+    @pytest.mark.parametrize("kernel", grams.KERNELS)
     def test_large_means_and_massive_coordinates(self, kernel: str, name: str, estimator: str) -> None:
         """Mean / std up to 1e4 in float32: distances do not see it, if the rows are centred first."""
         x, y = replace(EXTREMES[name], n=MANY, p=12, q=9).arrays("fp32")
@@ -307,16 +307,6 @@ class TestLimits:
         with pytest.raises(ValueError, match="cka: x has no variation that the unbiased estimator can see"):
             gl.cka(state)
         assert 0 < gl.cka(state, estimator="biased") < 1
-
-    @pytest.mark.parametrize("kernel", ["cosine", "polynomial"])
-    def test_values_that_rounding_hides_are_refused(self, kernel: str) -> None:
-        """Kernels that see where the rows are: far from zero, these are all alike."""
-        x, y = replace(EXTREMES["massive_1e3"], n=MANY, p=12, q=9).arrays("fp32")
-        with pytest.raises(
-            ValueError, match=rf"cka: . is constant, or its {kernel} kernel does not vary beyond rounding"
-        ):
-            gl.cka(x, y, **options(kernel))
-        assert np.isfinite(gl.cka(x - x.mean(axis=0), y - y.mean(axis=0), **options(kernel)))
 
     def test_nan_is_not_called_constant(self) -> None:
         x, y = (a.copy() for a in grams.SMALL.arrays("fp32"))

@@ -33,9 +33,9 @@ RAGGED = tuple(
 SMALL = cases.Case("gram_small", "the plain case", 60, 12, 9)
 
 
-def compute_dtype(x: np.ndarray, y: np.ndarray | None = None) -> type:
-    """What tile products and kernel values are computed in."""
-    return np.float64 if len(x) <= ROWS_IN_DOUBLE else oracle.compute_dtype(x, y)
+def compute_dtype(x: np.ndarray, y: np.ndarray | None, kernel: str) -> type:
+    """The dtype of kernel values: few rows, and polynomials, are computed in float64."""
+    return np.float64 if len(x) <= ROWS_IN_DOUBLE or kernel == "polynomial" else oracle.compute_dtype(x, y)
 
 
 def typical_distance(x: np.ndarray) -> float:
@@ -65,6 +65,22 @@ def centre(x: np.ndarray) -> np.ndarray:
     return medians if x.dtype == np.float64 else medians.astype(np.float32).astype(np.float64)
 
 
+def directed(rows: np.ndarray) -> np.ndarray:
+    """Rows of length 1."""
+    return rows / np.sqrt(np.sum(rows * rows, axis=1))[:, None]
+
+
+def landmark(x: np.ndarray, about: np.ndarray) -> np.ndarray:
+    """The centre at length 1, as the kernel rounds it."""
+    made = about / np.sqrt(about @ about) if about.any() else about
+    return made if x.dtype == np.float64 else made.astype(np.float32).astype(np.float64)
+
+
+def powered(dots: np.ndarray, about: np.ndarray) -> np.ndarray:
+    """The polynomial kernel of dot products."""
+    return (dots / dots.dtype.type(len(about)) + dots.dtype.type(COEF0)) ** DEGREE
+
+
 @dataclass(frozen=True)
 class Pairs:
     """All pairs of rows of x and z about a centre, in a wider number than `compute`: what every kernel is made of."""
@@ -73,31 +89,44 @@ class Pairs:
     sizes: np.ndarray  # the absolute values of the terms of the dots
     squares: np.ndarray  # distances, of differences of rows
     norms: tuple[np.ndarray, np.ndarray]
+    at_about: tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]  # dots with the centre, and sizes
     about: np.ndarray
     compute: type
 
     @classmethod
     def of(cls, x: np.ndarray, z: np.ndarray, kernel: str, compute: type, about: np.ndarray) -> Pairs:
         number = oracle.WIDE if compute is np.float64 else np.float64
-        shift = np.zeros_like(about) if kernel in ("polynomial", "cosine") else about
-        u, v = (np.asarray(a).astype(number) - shift.astype(number) for a in (x, z))
+        u, v = (np.asarray(a).astype(number) for a in (x, z))
+        if kernel == "cosine":
+            u, v = directed(u), directed(v)
+            about = landmark(x, about)
+        reach_u, reach_v = (np.abs(a) + np.abs(about) if kernel == "cosine" else np.abs(a - about) for a in (u, v))
+        if kernel != "polynomial":
+            u, v = u - about.astype(number), v - about.astype(number)
+        sizes = np.abs(u) @ np.abs(v).T
+        if kernel == "cosine":
+            # rows of length 1, and the landmark, are rounded before they are subtracted
+            both = reach_u @ reach_v.T * float(np.finfo(compute).eps)
+            sizes = reach_u @ np.abs(v).T + np.abs(u) @ reach_v.T + both
         apart = kernel in ("rbf", "laplacian", "distance")
         squares = np.stack([np.sum((row - v) ** 2, axis=1) for row in u]) if apart else np.zeros(0)
         norms = np.sum(u * u, axis=1), np.sum(v * v, axis=1)
-        return cls(u @ v.T, np.abs(u) @ np.abs(v).T, squares, norms, shift, compute)
+        at_about = (u @ about, np.abs(u) @ np.abs(about)), (v @ about, np.abs(v) @ np.abs(about))
+        return cls(u @ v.T, sizes, squares, norms, at_about, about, compute)
 
 
 def matrix(pairs: Pairs, kernel: str, width: float, off: float) -> tuple[np.ndarray, np.ndarray]:
     """k of all pairs of rows, and what one rounding of each step may change in it."""
     eps, tiny = float(np.finfo(pairs.compute).eps), float(np.finfo(pairs.compute).tiny)
     dots, sizes, squares, (a, b) = pairs.dots, pairs.sizes, pairs.squares, pairs.norms
-    if kernel == "linear":
+    if kernel in ("linear", "cosine"):
         return dots, sizes
     if kernel == "polynomial":
-        base, size = dots / len(pairs.about) + COEF0, sizes / len(pairs.about) + COEF0
-        return base**DEGREE, DEGREE * size**DEGREE
-    if kernel == "cosine":
-        return dots / np.sqrt(np.outer(a, b)), sizes / np.sqrt(np.outer(a, b)) + 1
+        (u, size_u), (v, size_v) = pairs.at_about
+        own = pairs.about @ pairs.about
+        k = powered(dots, pairs.about) - powered(u, pairs.about)[:, None] - powered(v, pairs.about)[None, :]
+        scale = (powered(part, pairs.about) for part in (sizes, size_u[:, None], size_v[None, :], own))
+        return k + powered(own, pairs.about), DEGREE * sum(scale)
     terms = a[:, None] + b[None, :] + 2 * sizes
     root = np.sqrt(squares)
     loss = np.minimum(terms / (2 * np.maximum(root, np.sqrt(terms) * eps + tiny / eps)), np.sqrt(terms / eps))
@@ -115,15 +144,15 @@ def naive_matrix(
     x: np.ndarray, z: np.ndarray, kernel: str, width: float, off: float, compute: type, about: np.ndarray
 ) -> np.ndarray:
     """The plain NumPy expression in the compute dtype, on centred data."""
-    shifted = kernel not in ("polynomial", "cosine")
-    u, v = (np.asarray(a).astype(compute) - (about.astype(compute) if shifted else compute(0)) for a in (x, z))
-    a, b, dots = np.sum(u * u, axis=1), np.sum(v * v, axis=1), u @ v.T
-    if kernel == "linear":
-        return dots
+    u, v, c = (np.asarray(a).astype(compute) for a in (x, z, about))
     if kernel == "polynomial":
-        return (dots / compute(x.shape[1]) + compute(COEF0)) ** DEGREE
+        return powered(u @ v.T, c) - powered(u @ c, c)[:, None] - powered(v @ c, c)[None, :] + powered(c @ c, c)
     if kernel == "cosine":
-        return dots / np.sqrt(a)[:, None] / np.sqrt(b)[None, :]
+        u, v, c = directed(u), directed(v), landmark(x, about).astype(compute)
+    u, v = u - c, v - c
+    a, b, dots = np.sum(u * u, axis=1), np.sum(v * v, axis=1), u @ v.T
+    if kernel in ("linear", "cosine"):
+        return dots
     squares = np.maximum(a[:, None] + b[None, :] - 2 * dots, compute(0))
     if kernel == "distance":
         return np.sqrt(squares)
@@ -187,7 +216,7 @@ def expected(
     counted = np.ones((len(x), len(x)), dtype=bool) if counted is None else counted
     seen = np.flatnonzero(counted.any(axis=1))
     arrays = {"x": x} if y is None else {"x": x, "y": y}
-    compute, sides = compute_dtype(x, y), {}
+    compute, sides = compute_dtype(x, y, kernel), {}
     for side, a in arrays.items():
         rows, about = a[seen], centre(a)
         sides[side] = rows, about, Pairs.of(rows, rows, kernel, compute, about)
@@ -238,7 +267,7 @@ def assert_case(kernel_sums: Callable[..., dict], case: cases.Case, dtype: str, 
     """A whole case by one implementation of gram_sums."""
     x, y = case.arrays(dtype)
     assert_sums(
-        kernel_sums(x, y, **arguments(x, y, kernel)), expected_of_case(case, dtype, kernel), compute_dtype(x, y)
+        kernel_sums(x, y, **arguments(x, y, kernel)), expected_of_case(case, dtype, kernel), compute_dtype(x, y, kernel)
     )
 
 
@@ -246,7 +275,7 @@ def assert_blocks(kernel_sums: Callable[..., dict], case: cases.Case, dtype: str
     """A case as the first of the blocks of so many rows that these are computed in float32, and the last block."""
     x, y, pairs, want = _expected_of_blocks(case, dtype, kernel)
     got = kernel_sums(x, y, **arguments(x, y, kernel), block_rows=case.n, pairs=pairs)
-    assert_sums(got, want, compute_dtype(x, y))
+    assert_sums(got, want, compute_dtype(x, y, kernel))
 
 
 @cache
@@ -265,7 +294,7 @@ def assert_arrays(
     """The sums of arrays with the arguments of `arguments`."""
     given = arguments(x, y, kernel)
     want = expected(x, y, kernel, given["bandwidth_x"], given.get("bandwidth_y"), counted)
-    assert_sums(got, want, compute_dtype(x, y))
+    assert_sums(got, want, compute_dtype(x, y, kernel))
 
 
 def assert_sums(got: dict, want: list[Expected], compute: type) -> None:
@@ -292,7 +321,7 @@ def assert_sums(got: dict, want: list[Expected], compute: type) -> None:
 
 def assert_values(got: dict, x: np.ndarray, z: np.ndarray | None, kernel: str, width: float, index: int) -> None:
     """The values of one layer, above the diagonal or with other rows, and their sums."""
-    compute = oracle.compute_dtype(x, z)
+    compute = np.float64 if kernel == "polynomial" else oracle.compute_dtype(x, z)
     off = offset(x, kernel, width)
     assert got["offsets"][index] == off
     assert got["values"].dtype == compute
@@ -305,7 +334,11 @@ def assert_values(got: dict, x: np.ndarray, z: np.ndarray | None, kernel: str, w
     flat = (lambda a: a[np.triu_indices(len(a), 1)]) if z is None else np.ravel
     checked = {"values": (flat(k), flat(plain), flat(loss))}
     checked["rows"] = (k.sum(axis=1), plain.sum(axis=1), loss.sum(axis=1))
-    checked["squares"] = ((k * k).sum(), (plain * plain).sum(), 2 * (np.abs(k) * loss).sum())
+    checked["squares"] = (
+        (k * k).sum(),
+        (plain * plain).sum(),
+        (2 * np.abs(k) * loss + float(np.finfo(compute).eps) * loss * loss).sum(),
+    )
     if z is not None:
         checked["columns"] = (k.sum(axis=0), plain.sum(axis=0), loss.sum(axis=0))
     assert set(got) == {*checked, "offsets"}

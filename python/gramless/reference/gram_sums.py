@@ -38,9 +38,10 @@ def gram_sums(
     both orders; by default all are. The arrays over rows are zero where nothing was counted.
 
     k(u, v) for linear is (u - c) . (v - c) for one sampled centre c, on which no HSIC depends; rbf
-    exp(-|u - v|^2 / (2 s^2)) - o; laplacian exp(-|u - v| / s) - o; polynomial (u . v / p + coef0)^degree; cosine
-    u . v / (|u| |v|); distance |u - v|. The offset o is 1 for wide bandwidths s, where k is near 1 and the digits are
-    in 1 - k, else 0.
+    exp(-|u - v|^2 / (2 s^2)) - o; laplacian exp(-|u - v| / s) - o; distance |u - v|. The offset o is 1 for wide
+    bandwidths s, where k is near 1 and the digits are in 1 - k, else 0. cosine is that of linear for rows and centre of
+    length 1; polynomial f(u, v) - f(u, c) - f(c, v) + f(c, c) with f(u, v) = (u . v / p + coef0)^degree: HSIC does not
+    depend on what is of one row alone.
 
     Peak extra bytes: 64 n^2 + 8 n (p + q).
     """
@@ -94,7 +95,7 @@ def gram_values(
 
     Without others: values (l, n (n - 1) / 2) above the diagonal, row by row; rows (l, n), sums over j != i; squares
     (l,), sums of k^2 over i != j. With others, the rows of the same layers in another batch: values (l, n m), rows
-    (l, n) and columns (l, m), squares over all n m. Values are float32, or float64 if a layer is.
+    (l, n) and columns (l, m), squares over all n m. Values are float32, or float64 if a layer is, and of polynomials.
 
     Pivots, for the linear kernel, default to the sampled centres of the layers; offsets are as in gram_sums.
 
@@ -102,7 +103,7 @@ def gram_values(
     """
     names = ("values", "rows", "columns", "squares", "offsets")
     found: dict[str, list[Any]] = {name: [] for name in names}
-    wide = any(array.dtype == np.float64 for array in layers)
+    wide = kernel == "polynomial" or any(array.dtype == np.float64 for array in layers)
     for index, array in enumerate(layers):
         other = array if others is None else others[index]
         if nonfinite == "raise":
@@ -160,17 +161,26 @@ def _matrix(
     centre: Float64,
 ) -> Float64:
     """Return k of all rows of x with all rows of y."""
-    shifted = kernel not in ("polynomial", "cosine")
-    u = x.astype(np.float64) - (centre if shifted else 0.0)
-    v = y.astype(np.float64) - (centre if shifted else 0.0)
+    u, v = x.astype(np.float64), y.astype(np.float64)
+    if kernel == "polynomial":
+        about_u, about_v, about = (
+            (a @ b.T / x.shape[1] + coef0) ** degree for a, b in ((u, centre), (v, centre), (centre, centre))
+        )
+        full = (u @ v.T / x.shape[1] + coef0) ** degree
+        k = (full - about_u[:, None]) - (about_v - about)
+        # rows that do not differ give 0, and not what rounding makes of it
+        noise = degree * (4 + np.sqrt(x.shape[1])) * np.finfo(np.float64).eps * np.abs(full)
+        return np.where(np.abs(k) <= noise, 0.0, k)
+    if kernel == "cosine":
+        u, v = (a / np.sqrt(np.sum(a**2, axis=1))[:, None] for a in (u, v))
+        length = float(np.sqrt(centre @ centre))
+        centre = centre / length if length else centre
+        centre = centre if x.dtype == np.float64 else centre.astype(np.float32).astype(np.float64)
+    u, v = u - centre, v - centre
     products = u @ v.T
     a, b = np.sum(u**2, axis=1), np.sum(v**2, axis=1)
-    if kernel == "linear":
+    if kernel in ("linear", "cosine"):
         return np.asarray(products)
-    if kernel == "polynomial":
-        return np.asarray((products / x.shape[1] + coef0) ** degree)
-    if kernel == "cosine":
-        return np.asarray(products / np.sqrt(np.outer(a, b)))
     squares = np.maximum(a[:, None] + b[None, :] - 2 * products, 0.0)
     if x is y:
         np.fill_diagonal(squares, 0.0)
