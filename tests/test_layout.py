@@ -33,10 +33,13 @@ KERNEL_ROOMS = {
     "cuda": "python/gramless/_triton/{}.py",
 }
 CHECK_ROOMS = ("tests/kernels/test_{}.py", "benchmarks/benchmarks/bench_{}.py")
+# what a kernel in C++ has besides
+CPU_ROOMS = ("csrc/bindings/{}.cpp", "csrc/tests/test_{}.cpp")
 
 
 def rooms_of(stem, backends):
-    return [KERNEL_ROOMS[backend].format(stem) for backend in backends] + [room.format(stem) for room in CHECK_ROOMS]
+    rooms = [KERNEL_ROOMS[backend] for backend in backends] + list(CHECK_ROOMS)
+    return [room.format(stem) for room in rooms + list(CPU_ROOMS if "cpu" in backends else ())]
 
 
 def orphans(stems, names, room):

@@ -1,5 +1,6 @@
 #include "bindings/bindings.hpp"
 
+#include <algorithm>
 #include <chrono>
 #include <thread>
 
@@ -27,6 +28,12 @@ void wait_for_the_end() {
 WithoutGil::~WithoutGil() {
     wait_for_the_end();
     PyEval_RestoreThread(state_);
+}
+
+double* add_zeros(py::dict& result, const std::string& key, const std::vector<py::ssize_t>& shape) {
+    double* const data = add_array<double>(result, key, shape);
+    std::fill_n(data, result[py::str(key)].cast<py::array>().size(), 0.0);
+    return data;
 }
 
 std::function<void()> poll_signals() {

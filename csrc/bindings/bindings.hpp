@@ -5,6 +5,8 @@
 #include <pybind11/pybind11.h>
 
 #include <functional>
+#include <string>
+#include <vector>
 
 namespace gramless {
 
@@ -23,6 +25,17 @@ class WithoutGil {
   private:
     PyThreadState* state_;
 };
+
+// a new array under this key: its elements, not set
+template <class T>
+T* add_array(pybind11::dict& result, const std::string& key, std::vector<pybind11::ssize_t> shape) {
+    pybind11::array_t<T, pybind11::array::c_style> array(std::move(shape));
+    result[pybind11::str(key)] = array;
+    return array.mutable_data();
+}
+
+// the same, all zero
+double* add_zeros(pybind11::dict& result, const std::string& key, const std::vector<pybind11::ssize_t>& shape);
 
 // throws where a signal handler raises, as Ctrl-C does
 std::function<void()> poll_signals();

@@ -19,19 +19,6 @@ namespace {
 using Widths = std::optional<std::vector<double>>;
 using Pairs = py::array_t<std::int64_t, py::array::c_style | py::array::forcecast>;
 
-template <class T>
-T* add(py::dict& result, const std::string& key, std::vector<py::ssize_t> shape) {
-    py::array_t<T, py::array::c_style> array(std::move(shape));
-    result[py::str(key)] = array;
-    return array.mutable_data();
-}
-
-double* add_zeros(py::dict& result, const std::string& key, const std::vector<py::ssize_t>& shape) {
-    double* const data = add<double>(result, key, shape);
-    std::fill_n(data, result[py::str(key)].cast<py::array>().size(), 0.0);
-    return data;
-}
-
 GramFamily family(const std::string& kernel, int degree, double coef0) {
     const std::vector<std::pair<const char*, GramFunction>> known = {
         {"linear", GramFunction::kLinear},       {"rbf", GramFunction::kRbf},
@@ -162,9 +149,9 @@ py::dict gram_values(
             task.layers[static_cast<std::size_t>(k)].values = values + k * size;
     };
     if (task.in_double)
-        place(add<double>(result, "values", {l, size}));
+        place(add_array<double>(result, "values", {l, size}));
     else
-        place(add<float>(result, "values", {l, size}));
+        place(add_array<float>(result, "values", {l, size}));
     double* const row_sums = add_zeros(result, "rows", {l, n});
     double* const column_sums = others ? add_zeros(result, "columns", {l, m}) : nullptr;
     for (std::int64_t k = 0; k < l; ++k) {

@@ -16,13 +16,6 @@ namespace {
 
 using Array = py::array_t<double, py::array::c_style>;
 
-double* add_zeros(py::dict& result, const std::string& key, std::vector<py::ssize_t> shape) {
-    Array array(std::move(shape));
-    std::fill_n(array.mutable_data(), array.size(), 0.0);
-    result[py::str(key)] = array;
-    return array.mutable_data();
-}
-
 void fill_pivot(const ArrayView& source, const py::object& wanted, const char* argument, double* pivot) {
     if (wanted.is_none()) {
         default_pivot(source, pivot);
@@ -98,12 +91,10 @@ py::dict moments(const py::object& x, const py::object& y, const py::object& piv
 
 std::int64_t scratch(std::int64_t n, std::int64_t p, std::int64_t q, bool float64, bool self_terms) {
     const DType dtype = float64 ? DType::kF64 : DType::kF32;
-    std::vector<double> pivot(static_cast<std::size_t>(std::max(p, q)));
     MomentsTask task;
     task.x = {nullptr, dtype, n, p, 0, 0};
     task.y = {nullptr, dtype, q > 0 ? n : 0, q, 0, 0};
     task.self_terms = self_terms;
-    task.self_x.pivot = task.self_y.pivot = pivot.data();
     return moments_scratch_bytes(task);
 }
 

@@ -35,7 +35,7 @@ struct Ahead {
         const void* from;
         std::int64_t bytes;
     };
-    Span spans[4];
+    Span spans[2];
 };
 
 // column sums of one array over a chunk, in fp64; null pointers are left alone

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -48,13 +49,11 @@ struct FittedKernel {
         const double spread = offset ? sampled_spread(source, sampled.data()) : 0;
         for (std::int64_t j = 0; j < source.cols; ++j)
             centre[j] = static_cast<T>(pivot ? pivot[j] : sampled[static_cast<std::size_t>(j)]);
-        double squared = 0;
-        for (const double c : landmark)
-            squared += c * c;
         for (const double width : bandwidths) {
             per_bandwidth.push_back(fit(family, width, spread, source.cols));
             GramKernel<T>& kernel = per_bandwidth.back();
-            if (family.function == GramFunction::kPolynomial) kernel.landmark = static_cast<T>(power(kernel, squared));
+            if (family.function == GramFunction::kPolynomial)
+                kernel.landmark = static_cast<T>(power(kernel, squared_length(landmark)));
         }
     }
 
@@ -64,11 +63,13 @@ struct FittedKernel {
     }
 
   private:
+    static double squared_length(const std::vector<double>& values) {
+        return std::inner_product(values.begin(), values.end(), values.begin(), 0.0);
+    }
+
     // to length 1, or left at zero
     static void shorten(const ArrayView& source, std::vector<double>& landmark) {
-        double squared = 0;
-        for (const double c : landmark)
-            squared += c * c;
+        const double squared = squared_length(landmark);
         for (double& c : landmark)
             c = rounded(source, squared > 0 ? c / std::sqrt(squared) : 0);
     }
@@ -176,13 +177,11 @@ class PackedRows {
         });
         take_norms(panel, squared);
         if (function == GramFunction::kCosine) shorten(panel, kernel.landmark, squared);
-        std::vector<double> norms(squared, squared + ops_.width);
-        if (function == GramFunction::kPolynomial) dots_with(panel, kernel.landmark, norms);
-        for (std::int64_t j = 0; j < ops_.width; ++j) {
-            double& norm = norms[static_cast<std::size_t>(j)];
-            if (function == GramFunction::kPolynomial) norm = FittedKernel<T>::power(kernel.per_bandwidth[0], norm);
-            memory_.norms[begin + j] = static_cast<T>(norm);
-        }
+        if (function == GramFunction::kPolynomial)
+            take_powers(panel, kernel);
+        else
+            std::transform(squared, squared + ops_.width, memory_.norms.data() + begin,
+                           [](double norm) { return static_cast<T>(norm); });
     }
 
     // rows from `begin` on, which starts a panel
@@ -199,7 +198,6 @@ class PackedRows {
 
     const T* norms(std::int64_t begin) { return memory_.norms.data() + begin; }
     double squared(std::int64_t row) { return memory_.squared[row]; }
-
     T norm(std::int64_t row) { return memory_.norms[row]; }
 
   private:
@@ -236,13 +234,17 @@ class PackedRows {
             if (of_rows[j] == 0 || !std::isfinite(of_rows[j])) squared[j] = of_rows[j] == 0 ? -1 : of_rows[j];
     }
 
-    void dots_with(std::int64_t panel, const std::vector<double>& landmark, std::vector<double>& dots) {
-        std::fill(dots.begin(), dots.end(), 0.0);
+    // the polynomial kernel of rows with the landmark, in place of their norms
+    void take_powers(std::int64_t panel, const FittedKernel<T>& kernel) {
+        std::vector<double> dots(static_cast<std::size_t>(ops_.width));
         each_chunk(panel, [&](const Panels<T>& of, std::int64_t col) {
             for (std::int64_t k = 0; k < of.rows; ++k)
                 for (std::int64_t j = 0; j < of.features; ++j)
-                    dots[static_cast<std::size_t>(j)] +=
-                        landmark[static_cast<std::size_t>(col + k)] * static_cast<double>(of.data[k * ops_.width + j]);
+                    dots[static_cast<std::size_t>(j)] += kernel.landmark[static_cast<std::size_t>(col + k)] *
+                                                         static_cast<double>(of.data[k * ops_.width + j]);
+        });
+        std::transform(dots.begin(), dots.end(), memory_.norms.data() + panel * ops_.width, [&](double dot) {
+            return static_cast<T>(FittedKernel<T>::power(kernel.per_bandwidth[0], dot));
         });
     }
 

@@ -42,8 +42,7 @@ class GramSums {
         add_side(task.x, task.bandwidths_x, task.of_x, rows);
         if (task.y.rows > 0) add_side(task.y, task.bandwidths_y, task.of_y, rows);
         threads_ = threads_of(task);
-        width_ = tile_ops<T>(tile_kernels()).width;
-        tile_ = tile_rows(rows, width_);
+        tile_ = tile_rows(rows, tile_ops<T>(tile_kernels()).width);
         most_tiles_ = ceil_div(rows, tile_);
         bandwidths_ = static_cast<std::int64_t>(task.bandwidths_x.size());
         sums_.resize(static_cast<std::size_t>(most_tiles_ * most_tiles_ * bandwidths_));
@@ -193,7 +192,7 @@ class GramSums {
     const GramOps<T>& ops_;
     int threads_ = 1;
     std::vector<Side> sides_;
-    std::int64_t width_ = 0, tile_ = 0, most_tiles_ = 0, bandwidths_ = 0;
+    std::int64_t tile_ = 0, most_tiles_ = 0, bandwidths_ = 0;
     bool diagonal_ = false;
     std::vector<GramTileSums> sums_;
     std::vector<GramScratch<T>> scratch_;

@@ -65,9 +65,7 @@ class Moments {
                 for (std::int64_t row = slab.begin; row < slab.end; row += kChunkRows) {
                     Chunk<T> chunk{mine.packed.data(), row, std::min(kChunkRows, slab.end - row)};
                     pack_and_sum(chunk, mine);
-                    Ahead ahead{};
-                    fetch_rows({row + kChunkRows, std::min(row + 2 * kChunkRows, slab.end), false}, 0, 1, ahead);
-                    multiply(plan_.tiles[0], chunk, mine, ahead);
+                    multiply(plan_.tiles[0], chunk, mine, Ahead{});
                 }
             },
             [&](const Slab& slab, int worker) {
@@ -95,21 +93,15 @@ class Moments {
                     pack_and_sum(chunks[static_cast<std::size_t>(slab.begin / kChunkRows)], scratch(worker));
                 },
                 [&](const Slab&, int worker) { add_row_sums(scratch(worker)); }, task_.poll);
-            const Slab next{first + height, std::min(first + 2 * height, task_.x.rows), false};
-            const auto count = static_cast<std::int64_t>(chunks.size());
-            const std::int64_t parts = static_cast<std::int64_t>(plan_.tiles.size()) * count;
             parallel_for(
                 static_cast<std::int64_t>(plan_.tiles.size()), plan_.threads,
                 [&](std::int64_t index, int worker) {
                     const Tile& tile = plan_.tiles[static_cast<std::size_t>(index)];
                     Scratch<T>& mine = scratch(worker);
                     mine.tile.zero();
-                    for (std::size_t k = 0; k < chunks.size(); ++k) {
-                        Ahead ahead{};
-                        if (k + 1 < chunks.size()) fetch_panels(tile, chunks[k + 1], ahead);
-                        fetch_rows(next, index * count + static_cast<std::int64_t>(k), parts, ahead);
-                        multiply(tile, chunks[k], mine, ahead);
-                    }
+                    for (std::size_t k = 0; k < chunks.size(); ++k)
+                        multiply(tile, chunks[k], mine,
+                                 k + 1 < chunks.size() ? panels_in(tile, chunks[k + 1]) : Ahead{});
                     add_tile(tile, first + rows == task_.x.rows, mine);
                 },
                 task_.poll);
@@ -132,24 +124,13 @@ class Moments {
         return {chunk.panels + plan_.panel_of(run) * plan_.stride, run.count, chunk.rows};
     }
 
-    // a part of the source of rows, if these lie together
-    void fetch_rows(const Slab& rows, std::int64_t part, std::int64_t parts, Ahead& ahead) const {
-        for (std::size_t s = 0; s < plan_.segments.size() && rows.begin < rows.end; ++s) {
-            const ArrayView& source = *plan_.segments[s].source;
-            if (source.row_stride != source.cols * item_size(source.dtype)) continue;
-            const std::int64_t bytes = ceil_div((rows.end - rows.begin) * source.row_stride, parts);
-            ahead.spans[2 + s] = {source.at(rows.begin, 0) + part * bytes, bytes};
-        }
-    }
-
     // the panels that a tile takes of a chunk
-    void fetch_panels(const Tile& tile, const Chunk<T>& chunk, Ahead& ahead) const {
+    Ahead panels_in(const Tile& tile, const Chunk<T>& chunk) const {
         const auto span = [&](const Block& block) {
             return Ahead::Span{chunk.panels + plan_.panel_of(block.runs[0]) * plan_.stride,
                                block.panels * plan_.stride * std::int64_t{sizeof(T)}};
         };
-        ahead.spans[0] = span(plan_.blocks[tile.i]);
-        if (tile.i != tile.j) ahead.spans[1] = span(plan_.blocks[tile.j]);
+        return {{span(plan_.blocks[tile.i]), tile.i == tile.j ? Ahead::Span{} : span(plan_.blocks[tile.j])}};
     }
 
     Run all_of(int segment) const {
@@ -271,7 +252,7 @@ class Moments {
                     visit(i, j, mine.tile.data() + (i.panel * stride + j.panel) * ops_.width, stride);
     }
 
-    void multiply(const Tile& tile, const Chunk<T>& chunk, Scratch<T>& mine, Ahead& ahead) {
+    void multiply(const Tile& tile, const Chunk<T>& chunk, Scratch<T>& mine, Ahead ahead) {
         each_part(tile, mine, [&](const Run& i, const Run& j, double* out, std::int64_t stride) {
             const bool upper_only = tile.i == tile.j && i.panel == j.panel;
             ops_.product(panels_of(i, chunk), panels_of(j, chunk), out, stride, upper_only, ahead);

@@ -1,10 +1,12 @@
-// The little that these tests need: a check that says what failed and where, and a generator that is the same
-// everywhere.
+// The little that these tests need: a check that says what failed and where, a generator that is the same everywhere,
+// and what a refusal says.
 #pragma once
 
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <stdexcept>
+#include <string>
 
 #define CHECK(condition)                                                                 \
     do {                                                                                 \
@@ -29,5 +31,16 @@ class SmallIntegers {
   private:
     std::uint64_t state_;
 };
+
+// what a call that should refuse its input says
+template <class Call>
+std::string refusal(const Call& call) {
+    try {
+        call();
+    } catch (const std::invalid_argument& error) {
+        return error.what();
+    }
+    return "";
+}
 
 }  // namespace gramless

@@ -189,12 +189,7 @@ std::string error_of(const Data<float>& x, GramFunction function) {
     task.block_rows = x.rows;
     task.pairs = {{0, 0}};
     task.of_x = sums.target();
-    try {
-        compute_gram_sums(task);
-    } catch (const std::invalid_argument& error) {
-        return error.what();
-    }
-    return "";
+    return refusal([&] { compute_gram_sums(task); });
 }
 
 }  // namespace

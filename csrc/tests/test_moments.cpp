@@ -116,12 +116,7 @@ std::string error_of(const Data& x) {
     MomentsTask task;
     task.x = x.view();
     task.self_x = sums.pointers();
-    try {
-        compute_moments(task);
-    } catch (const std::invalid_argument& error) {
-        return error.what();
-    }
-    return "";
+    return refusal([&] { compute_moments(task); });
 }
 
 }  // namespace

@@ -102,7 +102,7 @@ void test_pack_and_product(std::int64_t rows, std::int64_t p, std::int64_t q, DT
     AlignedBuffer<double> c((p + 2 * ops.width) * stride), upper((p + 2 * ops.width) * (p + 2 * ops.width));
     c.zero();
     upper.zero();
-    Ahead ahead{{{b.data.data(), 3000}, {nullptr, 0}, {a.data.data(), 64}}};
+    Ahead ahead{{{b.data.data(), 3000}, {a.data.data(), 64}}};
     ops.product(a.panels, b.panels, c.data(), stride, false, ahead);
     ops.product(a.panels, b.panels, c.data(), stride, false, ahead);
     ops.product(a.panels, a.panels, upper.data(), p + 2 * ops.width, true, ahead);

@@ -19,6 +19,8 @@ from ._arrays import to_numpy as to_numpy
 ESTIMATORS = ("unbiased", "biased", "feature_corrected")
 KERNELS = ("linear", "rbf", "laplacian", "polynomial", "cosine", "distance")
 WITH_BANDWIDTH = ("rbf", "laplacian")
+# rows that HSIC_1, the unbiased estimator, is defined for
+LEAST_ROWS = 4
 # a power is a product of factors, one after the other
 MOST_DEGREE = 64
 # float64 counts rows exactly below this
@@ -186,7 +188,7 @@ def block_pairs(function: str, pairs: Any, blocks: int) -> NDArray[np.int64]:
 
 def enough_rows(function: str, estimator: str, n: int) -> None:
     """Refuse fewer rows than an estimator is defined for."""
-    least = 2 if estimator == "biased" else 4
+    least = 2 if estimator == "biased" else LEAST_ROWS
     if n < least:
         raise ValueError(f"{function}: estimator={estimator!r} needs at least {least} rows, got n = {n}")
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from . import _checks, ops
 from ._checks import Array
 from .kernel_pass import KernelPass
-from .measures.gram import self_hsic
+from .measures.gram import cross_hsic, self_hsic
 
 if TYPE_CHECKING:
     from typing import Self
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 # rows of a batch, if all rows suffice for enough orders
 BATCH_ROWS = 1024
-# the least number of rows that HSIC_1 is defined for
-LEAST_ROWS = 4
 # independent orders of the rows, from which the standard error follows
 LEAST_ORDERS = 8
 
@@ -161,7 +159,7 @@ def sampled(request: KernelPass, x: Array, y: Array, *, fraction: float, seed: i
     """
     n = int(x.shape[0])
     function, share = request.function, checked_fraction(request.function, fraction)
-    size = max(LEAST_ROWS, min(BATCH_ROWS, math.floor(share * n / LEAST_ORDERS)))
+    size = max(_checks.LEAST_ROWS, min(BATCH_ROWS, math.floor(share * n / LEAST_ORDERS)))
     edges = np.linspace(0, n, n // size + 1).astype(int)
     sizes = np.diff(edges)
     pairs, all_pairs = int((sizes * (sizes - 1)).sum()), n * (n - 1)
@@ -210,12 +208,8 @@ def _sums(function: str, x: Array, y: Array, rows: NDArray[np.int64], keywords: 
 
 def _hsics(state: GramState) -> tuple[Float64, dict[str, str]]:
     """Return HSIC_1 of (x, y), (x, x) and (y, y), and what keeps the last two from a root, by name."""
-    if state.y is None or state.product is None:
+    if state.y is None:
         raise ValueError("sampled: expected sums of two arrays")
-    n = state.n
-    total_x, total_y = (float(side.rows[0].sum()) for side in (state.x, state.y))
-    by_rows = 2 / (n - 2) * float((state.x.rows[0] - total_x / n) @ (state.y.rows[0] - total_y / n))
-    cross = (float(state.product[0]) - by_rows - total_x / n * (total_y / (n - 1))) / (n * (n - 3))
     self_x, problem_x = self_hsic(state, state.x, "unbiased")
     self_y, problem_y = self_hsic(state, state.y, "unbiased")
-    return np.array([cross, self_x, self_y]), {"x": problem_x, "y": problem_y}
+    return np.array([cross_hsic(state, "unbiased"), self_x, self_y]), {"x": problem_x, "y": problem_y}

@@ -28,7 +28,7 @@ from ._checks import Array
 from ._gram import GramSide, GramState
 from ._progress import watched
 from ._states import MomentState
-from .estimates import LEAST_ROWS, Calibrated
+from .estimates import Calibrated
 from .kernel_pass import KernelPass
 from .measures import cka as _linear
 from .measures import gram as _gram
@@ -181,8 +181,8 @@ def hsic_test(
     request = KernelPass(function, kernel, "biased", bandwidth, bandwidth_scale, degree, coef0, backend)
     x, y = request.arrays(x, y)
     n = int(x.shape[0])
-    if n < LEAST_ROWS:
-        raise ValueError(f"{function}: expected at least {LEAST_ROWS} rows, got n = {n}")
+    if n < _checks.LEAST_ROWS:
+        raise ValueError(f"{function}: expected at least {_checks.LEAST_ROWS} rows, got n = {n}")
     state = request.state(x, y)
     selves = _self_hsics(request, state)
     statistic = _hsic(request, state)

@@ -18,7 +18,6 @@ from .._states import saved
 from ..accumulators import Accumulator, agree, gather
 from .batches import BatchTable, decode, encode
 from .carry import Carry
-from .plan import LEAST_ROWS as LEAST_ROWS
 from .plan import check_estimator
 from .sides import matrix_of, named_layers, widths_of
 from .tiles import BlockPlan, GridKernel, grid_sums, plan_blocks
@@ -127,10 +126,10 @@ class MinibatchGrid(Accumulator):
         if state is None:
             raise ValueError(f"{function}: no rows yet, update first")
         if state.table is None:
-            raise ValueError(f"{function}: expected at least {LEAST_ROWS} rows, got n = {state.n}")
+            raise ValueError(f"{function}: expected at least {_checks.LEAST_ROWS} rows, got n = {state.n}")
         if state.carry.n:
             warnings.warn(
-                f"{function}: the last {state.carry.n} rows are left out: a batch needs {LEAST_ROWS}",
+                f"{function}: the last {state.carry.n} rows are left out: a batch needs {_checks.LEAST_ROWS}",
                 RuntimeWarning,
                 stacklevel=3,
             )
@@ -187,7 +186,7 @@ class MinibatchGrid(Accumulator):
         """Return the state with more rows, as a batch if they are enough."""
         arrays = {name: arrays[name] for name in state.widths}
         n = state.carry.n + next(iter(arrays.values())).shape[0]
-        if n < LEAST_ROWS:
+        if n < _checks.LEAST_ROWS:
             return replace(state, carry=state.carry.extended(function, arrays))
         rows = state.carry.followed_by(arrays) if state.carry.n else arrays
         return replace(state.with_batch(self._batch(function, rows)), carry=Carry())
@@ -224,7 +223,7 @@ class MinibatchGrid(Accumulator):
         widths, settings = decode(function, _checks.state_text(function, state, "layout"))
         if settings != self._settings:
             raise ValueError(f"{function}: expected a state of settings {self._settings}, got {settings}")
-        carry = Carry.from_dict(function, state, widths, LEAST_ROWS - 1)
+        carry = Carry.from_dict(function, state, widths, _checks.LEAST_ROWS - 1)
         batched = n - carry.n
         table = BatchTable.from_dict(function, state, tuple(widths), batched) if "batches" in state else None
         if batched != (0 if table is None else table.weight if self._weights == "rows" else batched):

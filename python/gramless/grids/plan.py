@@ -9,9 +9,6 @@ from .. import _checks, _dispatch
 from .._checks import Array
 from .tiles import BlockPlan, GridKernel, plan_blocks
 
-# the unbiased estimator is defined for this many rows
-LEAST_ROWS = 4
-
 
 @dataclass(frozen=True)
 class GridPlan:
@@ -64,9 +61,9 @@ def tile_flops(n: int, widths: Sequence[int]) -> int:
 def batch_bounds(function: str, n: int, size: int) -> list[tuple[int, int]]:
     """Return the bounds of batches of n rows, the last of which takes a remainder that is too small for one."""
     _checks.positive(function, "batch_size", size)
-    if size < LEAST_ROWS:
-        raise ValueError(f"{function}: expected batch_size of at least {LEAST_ROWS}, got {size}")
-    starts = [start for start in range(0, n, size) if n - start >= LEAST_ROWS]
+    if size < _checks.LEAST_ROWS:
+        raise ValueError(f"{function}: expected batch_size of at least {_checks.LEAST_ROWS}, got {size}")
+    starts = [start for start in range(0, n, size) if n - start >= _checks.LEAST_ROWS]
     return list(zip(starts, [*starts[1:], n], strict=True))
 
 

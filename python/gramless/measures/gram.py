@@ -30,8 +30,8 @@ _NOISE = 8.0
 
 def hsic(state: GramState, estimator: str = "unbiased") -> float:
     """HSIC of a state; `gramless.hsic` documents it."""
-    x, y, product = _varying("hsic", state, estimator)
-    return _hsic(state, x, y, product, estimator)[0]
+    _check_varying("hsic", state, estimator)
+    return cross_hsic(state, estimator)
 
 
 def cka(state: GramState, estimator: str = "unbiased") -> float:
@@ -42,6 +42,13 @@ def cka(state: GramState, estimator: str = "unbiased") -> float:
 def cka_distance(state: GramState, estimator: str = "unbiased") -> float:
     """Angle of a state; `gramless.cka_distance` documents it."""
     return _linear.angle(_cka("cka_distance", state, estimator), estimator)
+
+
+def cross_hsic(state: GramState, estimator: str) -> float:
+    """Return HSIC of x and y of a state that has both, whether or not they vary."""
+    if state.y is None or state.product is None:
+        raise ValueError("cross_hsic: expected a state of x and y, got one of x alone")
+    return _hsic(state, state.x, state.y, float(state.product[0]), estimator)[0]
 
 
 def self_hsic(state: GramState, side: GramSide, estimator: str) -> tuple[float, str]:
@@ -97,19 +104,18 @@ def _saturation(state: GramState, side: GramSide, estimator: str) -> str:
 
 
 def _cka(function: str, state: GramState, estimator: str) -> float:
-    x, y, product = _varying(function, state, estimator)
     roots = []
-    for name, side in (("x", x), ("y", y)):
+    for name, side in _check_varying(function, state, estimator).items():
         value, problem = self_hsic(state, side, estimator)
         if problem:
             raise ValueError(f"{function}: {name} {problem}")
         roots.append(math.sqrt(value))
     # each root by itself: the product of the two self terms overflows long before they do
-    return _hsic(state, x, y, product, estimator)[0] / roots[0] / roots[1]
+    return cross_hsic(state, estimator) / roots[0] / roots[1]
 
 
-def _varying(function: str, state: GramState, estimator: str) -> tuple[GramSide, GramSide, float]:
-    """Return both sides and the sum of products, if they are of one bandwidth, complete, and neither is constant."""
+def _check_varying(function: str, state: GramState, estimator: str) -> dict[str, GramSide]:
+    """Return both sides by name, if they are of one bandwidth, complete, and neither is constant."""
     _checks.choice(function, "estimator", estimator, ("unbiased", "biased"))
     if state.y is None or state.product is None:
         raise ValueError(f"{function}: expected a state of x and y, got one of x alone")
@@ -120,11 +126,12 @@ def _varying(function: str, state: GramState, estimator: str) -> tuple[GramSide,
         raise ValueError(
             f"{function}: the state holds {state.pairs} of {state.all_pairs} pairs of rows, merge the others"
         )
-    for name, side in (("x", state.x), ("y", state.y)):
+    sides = {"x": state.x, "y": state.y}
+    for name, side in sides.items():
         problem = _degeneracy(state, side, estimator)
         if problem:
             raise ValueError(f"{function}: {name} {problem}")
-    return state.x, state.y, float(state.product[0])
+    return sides
 
 
 def _hsic(state: GramState, x: GramSide, y: GramSide, product: float, estimator: str) -> tuple[float, float]:
