@@ -346,7 +346,7 @@ class TestErrors:
 
 def test_several_strips_of_many_rows() -> None:
     """Blocks of the size that they have by default, at every number of threads."""
-    x, y = cases.Case("strips", "", 4000, 5, 3).arrays("fp32")
+    x, y = cases.Case("strips", "", 7000, 5, 3).arrays("fp32")
     results = []
     for threads in (1, 2, 7):
         with backends.threads(threads):

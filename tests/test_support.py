@@ -215,7 +215,8 @@ class TestMemory:
     def test_sees_an_allocation_that_is_gone_at_the_end(self) -> None:
         size = 64 << 20
         peak = memory.peak_extra_bytes("", f"np.ones({size}, np.uint8).sum()", "np.ones(10).sum()")
-        assert size <= peak <= bounds.MEMORY_FACTOR * size + bounds.MEMORY_SLACK_BYTES
+        # the kernel counts pages in batches, some of which it may not have added up yet
+        assert size - bounds.MEMORY_SLACK_BYTES <= peak <= bounds.MEMORY_FACTOR * size + bounds.MEMORY_SLACK_BYTES
 
     def test_sees_nothing_where_there_is_nothing(self) -> None:
         peak = memory.peak_extra_bytes("x = np.ones(64 << 20, np.uint8)", "x.sum()", "x[:10].sum()")

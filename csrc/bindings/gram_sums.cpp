@@ -171,6 +171,24 @@ py::dict gram_values(
     return result;
 }
 
+py::dict gram_products(const py::object& values,
+                       const py::array_t<double, py::array::c_style | py::array::forcecast>& pivots,
+                       std::int64_t split) {
+    const PythonArray array = python_array(values, "gram_products", "values");
+    const std::int64_t layers = array.view.rows;
+    if (pivots.ndim() != 1 || pivots.shape(0) != layers)
+        throw py::value_error("gram_products: expected a pivot for each layer");
+    if (split < 1 || split > layers)
+        throw py::value_error("gram_products: expected a split from 1 to " + std::to_string(layers));
+    py::dict result;
+    double* const products = add_zeros(result, "products", {split, split < layers ? layers - split : layers});
+    GramProductsTask task{array.view,    pivots.data(), split, products, add_zeros(result, "squares", {layers}),
+                          poll_signals()};
+    const WithoutGil without_gil;
+    compute_gram_products(task);
+    return result;
+}
+
 std::int64_t scratch(std::int64_t n, std::int64_t p, std::int64_t q, bool float64, std::int64_t bandwidths) {
     const DType dtype = float64 ? DType::kF64 : DType::kF32;
     GramSumsTask task;
@@ -191,6 +209,7 @@ void bind_gram_sums(py::module_& module) {
     module.def("gram_values", &gram_values, py::arg("layers"), py::arg("others") = py::none(), py::kw_only(),
                py::arg("kernel") = "linear", py::arg("bandwidths") = py::none(), py::arg("pivots") = py::none(),
                py::arg("degree") = 3, py::arg("coef0") = 1.0, py::arg("nonfinite") = "raise");
+    module.def("gram_products", &gram_products, py::arg("values"), py::arg("pivots"), py::arg("split"));
     module.attr("GRAM_ROWS_IN_FLOAT64") = kGramRowsInDouble;
     module.def("gram_block_rows", &gram_block_rows, py::arg("p"), py::arg("q"));
     module.def("gram_scratch_bytes", &scratch, py::arg("n"), py::arg("p"), py::arg("q"), py::kw_only(),

@@ -3,51 +3,11 @@
 // numerics: k in T; sums of unbounded kernels in fp64, of others over one row, or a column of kFlushRows rows, in T.
 #pragma once
 
+#include "core/exp2.inl"
 #include "core/gram_tiles.hpp"
 #include "core/panels.inl"
 
 namespace gramless::GRAMLESS_LEVEL {
-
-template <class T>
-struct ExpTable;
-
-// the lowest power of two that is no subnormal number, and what a sum with it rounds to whole numbers
-template <>
-struct ExpTable<float> {
-    using Bits = std::uint32_t;
-    static constexpr int kMantissa = 23, kTerms = 7;
-    static constexpr float kLowest = -126.0f, kRound = 0x1.8p23f;
-};
-
-template <>
-struct ExpTable<double> {
-    using Bits = std::uint64_t;
-    static constexpr int kMantissa = 52, kTerms = 13;
-    static constexpr double kLowest = -1022.0, kRound = 0x1.8p52;
-};
-
-// ln(2)^k / k!
-template <class T>
-constexpr T exp2_term(int k) {
-    return k == 0 ? T(1) : exp2_term<T>(k - 1) * T(0.693147180559945309417) / static_cast<T>(k);
-}
-
-// 2^t - offset for t <= 0 and offset 0 or 1, in the latter case with all digits near t = 0; NaN stays NaN
-template <class T, int N>
-inline Vector<T, N> exp2_less(Vector<T, N> t, T offset) {
-    using Table = ExpTable<T>;
-    using Bits = Vector<typename Table::Bits, N>;
-    t = t < Table::kLowest ? broadcast<T, N>(Table::kLowest) : t;
-    const auto shifted = t + Table::kRound;
-    const auto r = t - (shifted - Table::kRound);
-    // 2^r - 1 over r, |r| <= 1 / 2
-    auto series = broadcast<T, N>(exp2_term<T>(Table::kTerms));
-#pragma GCC unroll 16
-    for (int term = Table::kTerms - 1; term > 0; --term)
-        series = series * r + exp2_term<T>(term);
-    const auto power = (Vector<T, N>)(((Bits)shifted << Table::kMantissa) + (Bits)broadcast<T, N>(T(1)));
-    return power * (series * r) + (power - offset);
-}
 
 template <class T, int N>
 inline Vector<T, N> root(Vector<T, N> x) {
@@ -86,7 +46,11 @@ inline void kernel_row(const GramSide<T>& side, std::int64_t i, std::int64_t fir
         case GramFunction::kCosine:
             return fill([](V dot, V) { return dot; });
         case GramFunction::kRbf:
-            return fill([&](V dot, V other) { return exp2_less<T, kLanes>(square(dot, other) * -k.factor, k.offset); });
+            return fill([&](V dot, V other) {
+                // the square times the factor, in two multiply-adds
+                const V t = other * -k.factor + (dot * (2 * k.factor) - norm * k.factor);
+                return exp2_less<T, kLanes>(t > T(0) ? V{} : t, k.offset);
+            });
         case GramFunction::kLaplacian:
             return fill([&](V dot, V other) {
                 return exp2_less<T, kLanes>(root<T, kLanes>(square(dot, other)) * -k.factor, k.offset);

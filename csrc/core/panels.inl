@@ -139,28 +139,37 @@ void pack_elements(const ArrayView& source, std::int64_t row, std::int64_t col, 
     }
 }
 
-// source contiguous along rows (Fortran order): square blocks are transposed in registers
+// a square block, transposed in registers: vectors beyond the last column are zero
+template <class S, class T, bool kWhole, class Shift>
+inline void pack_block(const ArrayView& source, std::int64_t row, std::int64_t col, int columns, const Shift& shift,
+                       std::int64_t k, std::int64_t j, T* out) {
+    constexpr int kLanes = Shape<T>::kLanes;
+    Vector<T, kLanes> block[kLanes] = {};
+    for (int lane = 0; lane < kLanes; ++lane)
+        if (kWhole || lane < columns) block[lane] = Widen<S, T, kLanes>::from(source.at(row + k, col + j + lane));
+    transpose<T, kLanes>(block);
+    for (int lane = 0; lane < kLanes; ++lane)
+        store<T, kLanes>(out + (k + lane) * kWidth<T>, block[lane] - shift.template at<kLanes>(k + lane, j));
+}
+
+// source contiguous along rows (Fortran order)
 template <class S, class T, class Shift>
 void pack_transposed(const ArrayView& source, std::int64_t row, std::int64_t col, const Shift& shift,
                      const Panels<T>& panels) {
     constexpr std::int64_t kW = kWidth<T>;
     constexpr int kLanes = Shape<T>::kLanes;
-    const std::int64_t whole_cols = panels.features / kLanes * kLanes;
-    const std::int64_t padded_cols = (panels.features + kLanes - 1) / kLanes * kLanes;
     const std::int64_t whole_rows = panels.rows / kLanes * kLanes;
-    for (std::int64_t j = 0; j < whole_cols; j += kLanes) {
+    for (std::int64_t j = 0; j < panels.features; j += kLanes) {
         T* out = panel(panels, j / kW) + j % kW;
-        for (std::int64_t k = 0; k < whole_rows; k += kLanes) {
-            Vector<T, kLanes> block[kLanes];
-            for (int lane = 0; lane < kLanes; ++lane)
-                block[lane] = Widen<S, T, kLanes>::from(source.at(row + k, col + j + lane));
-            transpose<T, kLanes>(block);
-            for (int lane = 0; lane < kLanes; ++lane)
-                store<T, kLanes>(out + (k + lane) * kW, block[lane] - shift.template at<kLanes>(k + lane, j));
-        }
+        const std::int64_t columns = panels.features - j;
+        for (std::int64_t k = 0; k < whole_rows; k += kLanes)
+            if (columns >= kLanes)
+                pack_block<S, T, true>(source, row, col, kLanes, shift, k, j, out);
+            else
+                pack_block<S, T, false>(source, row, col, static_cast<int>(columns), shift, k, j, out);
     }
-    pack_elements<S, T>(source, row, col, shift, whole_rows, 0, whole_cols, panels);
-    pack_elements<S, T>(source, row, col, shift, 0, whole_cols, padded_cols, panels);
+    pack_elements<S, T>(source, row, col, shift, whole_rows, 0, (panels.features + kLanes - 1) / kLanes * kLanes,
+                        panels);
 }
 
 template <class S, class T, class Shift>

@@ -12,22 +12,13 @@
 
 #include "core/thread_pool.hpp"
 #include "kernels/gram_rows.hpp"
+#include "kernels/gram_values.hpp"
 
 namespace gramless {
 namespace {
 
-constexpr std::int64_t kBlockBytes = std::int64_t{16} << 20;
-constexpr std::int64_t kLeastBlock = 3 * kGramTile, kMostBlock = 6 * kGramTile;
-
-template <class T>
-struct GramScratch {
-    AlignedBuffer<T> dots[2];
-
-    T* tile(std::size_t side) {
-        if (!dots[side]) dots[side] = AlignedBuffer<T>(kGramTile * kDotStride<T>);
-        return dots[side].data();
-    }
-};
+constexpr std::int64_t kBlockBytes = std::int64_t{8} << 20;
+constexpr std::int64_t kLeastBlock = 3 * kGramTile, kMostBlock = 12 * kGramTile;
 
 int threads_of(const GramSumsTask& task) {
     const double n = static_cast<double>(task.x.rows);
@@ -150,23 +141,33 @@ class GramSums {
     // the tiles of one block pair, in order; each counts for its mirror as well
     void add(std::int64_t down, std::int64_t across) {
         for (std::int64_t w = 0; w < bandwidths_; ++w)
-            for (std::int64_t a = 0; a < down; ++a)
-                for (std::int64_t b = diagonal_ ? a : 0; b < across; ++b) {
-                    const GramTileSums& sums = sums_[static_cast<std::size_t>(slot(w, a, b))];
-                    task_.of_x.squares[w] += 2 * sums.xx;
-                    if (sides_.size() > 1) {
-                        task_.of_y.squares[w] += 2 * sums.yy;
-                        task_.products[w] += 2 * sums.xy;
-                    }
-                    for (Side& side : sides_)
-                        add_rows(side, w, a, b);
-                }
-        if (diagonal_)
-            for (Side& side : sides_)
-                add_diagonal(side);
+            for_tiles(down, across, [&](std::int64_t a, std::int64_t b) {
+                const GramTileSums& sums = sums_[static_cast<std::size_t>(slot(w, a, b))];
+                task_.of_x.squares[w] += 2 * sums.xx;
+                if (sides_.size() == 1) return;
+                task_.of_y.squares[w] += 2 * sums.yy;
+                task_.products[w] += 2 * sums.xy;
+            });
+        // every bandwidth of every side has sums of its own
+        parallel_for(
+            bandwidths_ * static_cast<std::int64_t>(sides_.size()), threads_,
+            [&](std::int64_t index, int) {
+                Side& side = sides_[static_cast<std::size_t>(index / bandwidths_)];
+                const std::int64_t w = index % bandwidths_;
+                for_tiles(down, across, [&](std::int64_t a, std::int64_t b) { add_rows(side, w, a, b); });
+                if (diagonal_) add_diagonal(side, w);
+            },
+            task_.poll);
         for (std::int64_t w = 0; w < bandwidths_ && task_.check_finite; ++w)
             if (!std::isfinite(task_.of_x.squares[w]) || (sides_.size() > 1 && !std::isfinite(task_.of_y.squares[w])))
                 throw std::invalid_argument("gram_sums: sums of kernel values overflow; scale the data down");
+    }
+
+    template <class Visit>
+    void for_tiles(std::int64_t down, std::int64_t across, const Visit& visit) const {
+        for (std::int64_t a = 0; a < down; ++a)
+            for (std::int64_t b = diagonal_ ? a : 0; b < across; ++b)
+                visit(a, b);
     }
 
     void add_rows(Side& side, std::int64_t w, std::int64_t a, std::int64_t b) {
@@ -180,12 +181,11 @@ class GramSums {
             rows[other.first() + b * tile_ + c] += down[c];
     }
 
-    void add_diagonal(Side& side) {
-        for (std::int64_t w = 0; w < bandwidths_; ++w)
-            for (std::int64_t r = 0; r < side.block[0].rows(); ++r)
-                side.target.diagonal[w * task_.x.rows + side.block[0].first() + r] +=
-                    on_diagonal(side.kernel.per_bandwidth[static_cast<std::size_t>(w)], side.block[0].squared(r),
-                                side.block[0].norm(r));
+    void add_diagonal(Side& side, std::int64_t w) {
+        for (std::int64_t r = 0; r < side.block[0].rows(); ++r)
+            side.target.diagonal[w * task_.x.rows + side.block[0].first() + r] +=
+                on_diagonal(side.kernel.per_bandwidth[static_cast<std::size_t>(w)], side.block[0].squared(r),
+                            side.block[0].norm(r));
     }
 
     GramSumsTask& task_;
@@ -197,126 +197,6 @@ class GramSums {
     std::vector<GramTileSums> sums_;
     std::vector<GramScratch<T>> scratch_;
 };
-
-// the kernel values of one layer of a batch
-template <class T>
-class GramValues {
-  public:
-    struct Memory {
-        RowMemory<T> left, right;
-    };
-
-    GramValues(const GramValuesTask& task, GramLayer& layer, std::size_t index, Memory& memory)
-        : task_(task),
-          layer_(layer),
-          paired_(layer.others.rows > 0),
-          kernel_(layer.rows, task.family, {layer.bandwidth}, layer.pivot),
-          left_(layer.rows, kernel_.centre.data(), layer.rows.rows, memory.left),
-          right_(layer.others, kernel_.centre.data(), layer.others.rows, memory.right),
-          name_(std::to_string(index)) {}
-
-    void run(std::vector<GramScratch<T>>& scratch) {
-        const auto threads = static_cast<int>(scratch.size());
-        pack(left_, layer_.rows, threads);
-        if (paired_) pack(right_, layer_.others, threads);
-        const std::int64_t m = right().rows();
-        // the largest tiles: threads have layers of their own
-        const std::int64_t width = tile_ops<T>(tile_kernels()).width;
-        const std::int64_t tile = std::min(ceil_div(std::max(left_.rows(), m), width), kGramTile / width) * width;
-        const std::int64_t down = ceil_div(left_.rows(), tile), across = ceil_div(m, tile);
-        std::vector<double> of_rows(static_cast<std::size_t>(down * across * tile)), of_columns(of_rows.size());
-        std::vector<GramTileSums> sums(static_cast<std::size_t>(down * across));
-        parallel_for(
-            down * across, threads,
-            [&](std::int64_t index, int worker) {
-                const std::int64_t a = index / across, b = index % across;
-                if (!paired_ && a > b) return;
-                GramScratch<T>& mine = scratch[static_cast<std::size_t>(worker)];
-                sums[static_cast<std::size_t>(index)] = compute(a * tile, b * tile, tile, of_rows.data() + index * tile,
-                                                                of_columns.data() + index * tile, mine);
-            },
-            task_.poll);
-        double* const of_mirror = paired_ ? layer_.column_sums : layer_.row_sums;
-        for (std::int64_t index = 0; index < down * across; ++index) {
-            const std::int64_t a = index / across * tile, b = index % across * tile;
-            for (std::int64_t r = a; r < std::min(a + tile, left_.rows()); ++r)
-                layer_.row_sums[r] += of_rows[static_cast<std::size_t>(index * tile + r - a)];
-            for (std::int64_t c = b; c < std::min(b + tile, m); ++c)
-                of_mirror[c] += of_columns[static_cast<std::size_t>(index * tile + c - b)];
-            layer_.square += (paired_ ? 1 : 2) * sums[static_cast<std::size_t>(index)].xx;
-        }
-        layer_.offset = static_cast<double>(kernel_.per_bandwidth[0].offset);
-        if (task_.check_finite && !std::isfinite(layer_.square))
-            throw std::invalid_argument("gram_values: kernel values of layer " + name_ + " overflow; scale it down");
-    }
-
-  private:
-    PackedRows<T>& right() { return paired_ ? right_ : left_; }
-
-    void pack(PackedRows<T>& packed, const ArrayView& source, int threads) {
-        parallel_for(
-            packed.panels(), threads, [&](std::int64_t panel, int) { packed.pack(panel, kernel_); }, task_.poll);
-        if (task_.check_finite) check_norms("gram_values", "layer " + name_, source, packed, task_.family.function);
-    }
-
-    GramTileSums compute(std::int64_t i, std::int64_t j, std::int64_t tile, double* of_rows, double* of_columns,
-                         GramScratch<T>& mine) {
-        const bool diagonal = !paired_ && i == j;
-        const std::int64_t rows = std::min(tile, left_.rows() - i), cols = std::min(tile, right().rows() - j);
-        T* const dots = mine.tile(0);
-        multiply_tile(left_, i, rows, right(), j, cols, diagonal, dots, kDotStride<T>);
-        T* values[kGramTile];
-        for (std::int64_t r = 0; r < rows; ++r)
-            values[r] = static_cast<T*>(layer_.values) + place(i + r, j);
-        const GramSide<T> side{dots,    kDotStride<T>, left_.norms(i), right().norms(j), kernel_.per_bandwidth[0],
-                               of_rows, of_columns,    values};
-        return gram_ops<T>(tile_kernels()).reduce(side, nullptr, rows, cols, diagonal);
-    }
-
-    // where the value of row i and column j lies
-    std::int64_t place(std::int64_t i, std::int64_t j) {
-        return paired_ ? i * right_.rows() + j : i * left_.rows() - i * (i + 1) / 2 + j - i - 1;
-    }
-
-    const GramValuesTask& task_;
-    GramLayer& layer_;
-    bool paired_;
-    FittedKernel<T> kernel_;
-    PackedRows<T> left_, right_;
-    std::string name_;
-};
-
-// one layer after the other with all threads, or, where there are enough of them, every thread with a layer of its own
-template <class T>
-void layer_values(GramValuesTask& task) {
-    const auto count = static_cast<std::int64_t>(task.layers.size());
-    double operations = 0;
-    for (const GramLayer& layer : task.layers)
-        operations += static_cast<double>(layer.rows.rows) * static_cast<double>(layer.rows.rows + layer.others.rows) *
-                      static_cast<double>(layer.rows.cols);
-    const int threads = threads_for(operations);
-    const auto workers = static_cast<std::size_t>(threads);
-    std::vector<typename GramValues<T>::Memory> memory(workers);
-    const auto one = [&](std::int64_t index, std::size_t worker, std::vector<GramScratch<T>>& mine) {
-        const auto at = static_cast<std::size_t>(index);
-        GramValues<T>(task, task.layers[at], at, memory[worker]).run(mine);
-    };
-    if (count < threads) {
-        std::vector<GramScratch<T>> scratch(workers);
-        for (std::int64_t index = 0; index < count; ++index)
-            one(index, 0, scratch);
-        return;
-    }
-    std::vector<std::vector<GramScratch<T>>> own(workers);
-    for (auto& of_worker : own)
-        of_worker.resize(1);
-    parallel_for(
-        count, threads,
-        [&](std::int64_t index, int worker) {
-            one(index, static_cast<std::size_t>(worker), own[static_cast<std::size_t>(worker)]);
-        },
-        task.poll);
-}
 
 // few rows, whose sums cost little and have few terms to hide rounding, rows that float32 cannot hold the powers of,
 // and polynomials, whose digits are behind the common part of the rows
@@ -365,6 +245,13 @@ void compute_gram_values(GramValuesTask& task) {
         layer_values<double>(task);
     else
         layer_values<float>(task);
+}
+
+void compute_gram_products(GramProductsTask& task) {
+    if (task.values.dtype == DType::kF64)
+        GramProducts<double>(task).run();
+    else
+        GramProducts<float>(task).run();
 }
 
 }  // namespace gramless

@@ -72,4 +72,15 @@ struct GramValuesTask {
 
 void compute_gram_values(GramValuesTask& task);
 
+struct GramProductsTask {
+    ArrayView values;      // (l, m), float or double
+    const double* pivots;  // (l,), subtracted from the values of each layer
+    std::int64_t split;    // the first so many layers are paired with the others; l: all of them with each other
+    double* products;      // (split, l - split) or (l, l), all zero on entry
+    double* squares;       // (l,), the products of each layer with itself, all zero on entry
+    std::function<void()> poll;
+};
+
+void compute_gram_products(GramProductsTask& task);
+
 }  // namespace gramless

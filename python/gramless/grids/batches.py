@@ -47,9 +47,7 @@ class BatchTable:
     @classmethod
     def of(cls, names: Sequence[str], sums: GridSums, *, weight: float = 1.0, biased: bool = False) -> BatchTable:
         """Return the table of one batch."""
-        hsic, rounding = sums.hsic(biased=biased)
-        x, y = sides(names)
-        pairs, selfs = hsic[np.ix_(x, y)], np.diagonal(hsic).copy()
+        pairs, selfs, rounding = sums.hsic(biased=biased)
         arrays = {
             "pairs": pairs,
             "selfs": selfs,

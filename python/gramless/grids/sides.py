@@ -24,7 +24,7 @@ def named_layers(function: str, xs: Any, ys: Any) -> dict[str, Array]:
 
 def are_sides(names: Sequence[str]) -> bool:
     """Return whether these can be the names of a grid."""
-    return all(name.startswith(("x/", "y/")) for name in names) and bool(sides(names)[0])
+    return all(name.startswith(("x/", "y/")) for name in names) and sides(names)[0] == list(range(split(names)))
 
 
 def sides(names: Sequence[str]) -> tuple[list[int], list[int]]:
@@ -32,6 +32,11 @@ def sides(names: Sequence[str]) -> tuple[list[int], list[int]]:
     x = [i for i, name in enumerate(names) if name.startswith("x/")]
     y = [i for i, name in enumerate(names) if name.startswith("y/")]
     return x, y or x
+
+
+def split(names: Sequence[str]) -> int:
+    """Return how many layers of x come before those of y; at least one."""
+    return max(1, sum(name.startswith("x/") for name in names))
 
 
 def widths_of(arrays: dict[str, Array]) -> dict[str, int]:

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import _checks, _dispatch, bandwidths, ops
+from .. import _checks, _dispatch, bandwidths
 from .._checks import Array
 from .._progress import watched
+from .sides import split
 from .values import gram_values, overflow
 
 Float64 = NDArray[np.float64]
@@ -70,21 +71,49 @@ class GridKernel:
 
 
 @dataclass(frozen=True, eq=False)
+class Products:
+    """Sums of products of l layers, l1 of x before l2 of y; l1 = l2 = l if there are none of y."""
+
+    pairs: Float64  # (l1, l2)
+    selfs: Float64  # (l,)
+
+    @classmethod
+    def of(cls, values: NDArray[Any], split: int, backend: str, pivots: Float64 | None = None) -> Products:
+        """Return those of values (l, m) about pivots: the same bits whatever the number of threads."""
+        kernel = _dispatch.resolve("gram_sums", backend, "gram_products").kernel
+        found = kernel(values, np.zeros(len(values)) if pivots is None else pivots, split)
+        return cls(found["products"], found["squares"])
+
+    def __add__(self, other: Products) -> Products:
+        return Products(self.pairs + other.pairs, self.selfs + other.selfs)
+
+    def times(self, factor: float) -> Products:
+        """Return the products times a number."""
+        return Products(factor * self.pairs, factor * self.selfs)
+
+    def in_units(self, units: Float64) -> Products:
+        """Return the products of values that were counted in these units (l,)."""
+        x, y = len(self.pairs), self.pairs.shape[1]
+        return Products(self.pairs * np.outer(units[:x], units[-y:]), self.selfs * units**2)
+
+
+@dataclass(frozen=True, eq=False)
 class GridSums:
     """Sums over the kernel values of layers, with a constant taken off those of each layer."""
 
     n: int
     kind: np.dtype[Any]  # of the kernel values
-    products: Float64  # (l, l)  sum over i != j
+    products: Products  # sum over i != j
     rows: Float64  # (l, n)  sum over j != i
     diagonals: Float64 | None  # (l, n)
     means: Float64  # (l,)  of the kernel values off the diagonal
     below_one: Float64  # (l,)  their distance from 1, with its digits
     lacking: NDArray[np.bool_]  # (l,)  no bandwidth
+    split: int
     backend: str
 
-    def hsic(self, *, biased: bool) -> tuple[Float64, Float64]:
-        """Return HSIC of all pairs (l, l), and what of that of a layer with itself (l,) may be rounding.
+    def hsic(self, *, biased: bool) -> tuple[Float64, Float64, Float64]:
+        """Return HSIC of all pairs (l1, l2), of each layer with itself (l,), and what of the latter may be rounding.
 
         Unbiased as above, or tr(K H L H) / (n - 1)^2, which is the same sums with the diagonals and other divisors.
         """
@@ -93,14 +122,15 @@ class GridSums:
         if biased:
             if self.diagonals is None:
                 raise ValueError("GridSums.hsic: biased needs sums with their diagonals")
-            rows, products = rows + self.diagonals, products + _products(self.diagonals, self.backend)
+            rows, products = rows + self.diagonals, products + Products.of(self.diagonals, self.split, self.backend)
             of_rows, of_totals, of_all = n, n * n, (n - 1) ** 2
-        total = rows.sum(axis=1)
-        by_rows = 2 / of_rows * _products(rows, self.backend)
-        by_totals = np.outer(total, total) / of_totals
-        terms = np.diagonal((products + by_rows + by_totals) / of_all)
+        by_rows = Products.of(rows, self.split, self.backend).times(-2 / of_rows)
+        total = rows.sum(axis=1, keepdims=True)
+        by_totals = Products.of(total, self.split, self.backend).times(1 / of_totals)
+        hsic = (products + by_rows + by_totals).times(1 / of_all)
+        terms = (products.selfs - by_rows.selfs + by_totals.selfs) / of_all
         least = max(float(np.finfo(self.kind).tiny) ** 2, _LEAST_SQUARE)
-        return (products - by_rows + by_totals) / of_all, np.maximum(_NOISE * np.finfo(self.kind).eps * terms, least)
+        return hsic.pairs, hsic.selfs, np.maximum(_NOISE * np.finfo(self.kind).eps * terms, least)
 
 
 @dataclass(frozen=True)
@@ -171,12 +201,12 @@ def grid_sums(
 
     Cost: n^2 sum p + n^2 l^2 / 2 flops for l layers.
     """
-    n, count = int(layers[0].shape[0]), len(layers)
+    n, count, cut = int(layers[0].shape[0]), len(layers), split(names)
     spans = list(pairwise(np.linspace(0, n, -(-n // block) + 1).astype(int).tolist()))
     # one block is centred by the kernel itself
     pivots = _centres(layers) if diagonals or len(spans) > 1 else None
     widths, lacking = _widths(layers, kernel, names, backend, whole=len(spans) == 1 and n <= bandwidths.EXACT_ROWS)
-    products, rows = np.zeros((count, count)), np.zeros((count, n))
+    products, rows = Products.of(np.zeros((count, 1)), cut, backend), np.zeros((count, n))
     shift: _Shift | None = None
     # the blocks on the diagonal come first: they refuse values that are not finite
     pairs = [*((span, span) for span in spans), *combinations(spans, 2)]
@@ -194,7 +224,7 @@ def grid_sums(
         )
         if shift is None:
             shift = _Shift.of(found, b - a)
-        products += shift.products(found, backend)
+        products += shift.products(found, cut, backend)
         rows[:, a:b] += shift.sums(found, "rows", d - c - (a == c))
         if a != c:
             rows[:, c:d] += shift.sums(found, "columns", b - a)
@@ -202,7 +232,7 @@ def grid_sums(
         del found
     if shift is None:
         raise ValueError("grid_sums: expected at least one row")
-    for name, square in zip(names, np.diagonal(products) / n**2, strict=True):
+    for name, square in zip(names, products.selfs / n**2, strict=True):
         if not square <= 1 / _LEAST_SQUARE:
             raise overflow(name)
     on_diagonal = None
@@ -219,6 +249,7 @@ def grid_sums(
         means=means + shift.offset,
         below_one=(1 - shift.offset) - means,
         lacking=lacking,
+        split=cut,
         backend=backend,
     )
 
@@ -237,9 +268,13 @@ class _Shift:
         kind = found["values"].dtype
         return cls(_rounded(found["rows"].sum(axis=1) / max(1, n * (n - 1)), kind), found["offsets"], kind)
 
-    def products(self, found: dict[str, Any], backend: str) -> Float64:
-        """Return the sums of products over both orders of the pairs of rows."""
-        return 2 * _products(found["values"], backend, self._of_block(found))
+    def products(self, found: dict[str, Any], cut: int, backend: str) -> Products:
+        """Return the sums of products over both orders of the pairs of rows; the values may be scaled in place."""
+        values, pivots = found["values"], self._of_block(found)
+        units = _units(found["squares"] / values[0].size, values.dtype)
+        for index in np.flatnonzero(units != 1):
+            values[index] /= units[index]
+        return Products.of(values, cut, backend, pivots / units).in_units(units).times(2)
 
     def sums(self, found: dict[str, Any], key: str, terms: int) -> Float64:
         """Return sums of so many kernel values with the shift taken off each."""
@@ -255,10 +290,13 @@ def _rounded(values: Float64, kind: np.dtype[Any]) -> Float64:
     return values.astype(kind).astype(np.float64)
 
 
-def _products(values: NDArray[Any], backend: str, pivots: Float64 | None = None) -> Float64:
-    """Return V V^T of values (l, m) about pivots: the same bits whatever the number of threads."""
-    pivot = np.zeros(len(values)) if pivots is None else pivots
-    return np.asarray(ops.moments(values.T, pivot_x=pivot, nonfinite="propagate", backend=backend).second)
+def _units(mean_squares: Float64, kind: np.dtype[Any]) -> Float64:
+    """Return powers of two in which to count values whose squares are far from 1 for their type, 1 for the others."""
+    far = np.finfo(kind).maxexp * 0.75
+    with np.errstate(divide="ignore", invalid="ignore"):
+        exponents = np.log2(mean_squares)
+        odd = np.isfinite(exponents) & (np.abs(exponents) > far)
+        return np.where(odd, np.exp2(np.round(exponents / 2)), 1.0)
 
 
 def _widths(

@@ -127,6 +127,27 @@ def gram_values(
     return arrays | {"values": arrays["values"].astype(np.float64 if wide else np.float32)}
 
 
+def gram_products(
+    values: NDArray[Any],  # (l, m)
+    pivots: Float64,  # (l,)
+    split: int,
+) -> dict[str, Any]:
+    """Return products of the kernel values of two layers, less a number for each layer.
+
+    products (split, l - split) pairs the first layers with the others, or (l, l) all of them if split is l; squares
+    (l,) are those of each layer with itself.
+
+    Peak extra bytes: 8 l m.
+    """
+    centred = values.astype(np.float64) - pivots[:, None]
+    with np.errstate(over="ignore", invalid="ignore"):
+        return {
+            # a sum for each pair by itself: the bits of BLAS depend on how many there are
+            "products": np.einsum("ai,bi->ab", centred[:split], centred[split % len(centred) :]),
+            "squares": np.sum(centred**2, axis=1),
+        }
+
+
 def _all_pairs(count: int) -> list[tuple[int, int]]:
     return [(i, j) for i in range(count) for j in range(i, count)]
 
