@@ -142,13 +142,14 @@ def floor(internal, external="", lazy=""):
 
 BELOW_INTEGRATIONS = (
     "layers similarity random_features independence estimates kernel_pass gram_pass accumulators bandwidths measures"
-    " ops _gram _states _checks _explain _dispatch grids _memory"
+    " logit_comparison logit_stream logit_distance distance_stream unembedding identifiability bounds"
+    " ops _gram _logits _states _checks _explain _costs _dispatch grids _memory"
 )
 IMPORT_TABLE = {
     "__init__": floor(f"{BELOW_INTEGRATIONS} _core _version"),
     "__main__": floor("integrations"),
     "integrations": floor(
-        f"{BELOW_INTEGRATIONS} integrations _matrix _version _core",
+        f"{BELOW_INTEGRATIONS} integrations _matrix _progress _version _core",
         "numpy rich safetensors array_api_compat",
         "torch matplotlib sklearn pandas scipy ml_dtypes threadpoolctl",
     ),
@@ -167,11 +168,36 @@ IMPORT_TABLE = {
     "kernel_pass": floor("gram_pass bandwidths ops _gram _states _checks _dispatch"),
     "gram_pass": floor("bandwidths ops _gram _progress _checks _dispatch _version", "numpy"),
     "bandwidths": floor("_checks _dispatch", "numpy"),
-    "_explain": floor("grids kernel_pass bandwidths _memory _checks _dispatch"),
+    "bounds": floor("identifiability measures _checks", "numpy"),
+    "identifiability": floor(
+        "identifiability estimates accumulators measures ops _states _checks _arrays", "numpy array_api_compat", "scipy"
+    ),
+    "logit_stream": floor(
+        "logit_comparison accumulators ops"
+        " _comparison _row_values _logit_checks _logits _states _checks _arrays _dispatch",
+        "numpy",
+    ),
+    "logit_comparison": floor(
+        "ops _comparison _row_values _logit_checks _logits _progress _checks _arrays _dispatch", "numpy"
+    ),
+    "_comparison": floor("_row_values", "numpy"),
+    "_row_values": floor("measures _sketch _logits _checks _arrays", "numpy"),
+    "_sketch": floor("", "numpy"),
+    "logit_distance": floor("unembedding _factors ops _logit_checks _checks _dispatch", "numpy"),
+    "distance_stream": floor("unembedding accumulators _states _checks", "numpy"),
+    "unembedding": floor("_factors _logit_checks _states _checks _dispatch", "numpy", "safetensors"),
+    "_factors": floor("ops _logit_checks _progress _states _checks _dispatch", "numpy", "torch scipy"),
+    "_explain": floor(
+        "layers similarity independence estimates kernel_pass ops grids bandwidths _costs _memory _checks _dispatch"
+    ),
+    "_costs": floor("random_features bandwidths _checks _dispatch"),
     "_gram": floor("_states _checks", "numpy"),
     "accumulators": floor("ops _states _tables _checks", "numpy array_api_compat", "torch"),
-    "measures": floor("measures _gram _states _checks", "numpy scipy array_api_compat"),
-    "ops": floor("_checks _dispatch _gram _states", "numpy array_api_compat", "torch"),
+    "measures": floor("measures _gram _logits _states _checks", "numpy scipy array_api_compat"),
+    "ops": floor("logit_ops _checks _dispatch _gram _states", "numpy array_api_compat", "torch"),
+    "logit_ops": floor("_logits _logit_checks _checks _dispatch", "numpy"),
+    "_logits": floor("", "numpy"),
+    "_logit_checks": floor("_checks _arrays", "numpy"),
     "_dispatch": floor("_checks", "numpy array_api_compat", "torch"),
     "_tables": floor("_states _checks", "numpy array_api_compat"),
     "_matrix": floor("", "numpy", "pandas"),

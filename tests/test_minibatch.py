@@ -69,6 +69,42 @@ class TestValue:
         )
         assert_grid(fed(parts, kernel).finalize(), grids.minibatch(parts, kernel), np.float32)
 
+    @pytest.mark.parametrize("blocks", [False, True])
+    @pytest.mark.parametrize("kernel", KERNELS)
+    @pytest.mark.parametrize("dtype", ["fp32", "fp64"])
+    def test_scales_that_are_far_apart(
+        self, backend: Backend, dtype: str, kernel: str, blocks: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Layers of 1e-18 beside layers of 1e18 in one grid: each is counted in units of its own."""
+        if blocks:
+            monkeypatch.setattr(tiles, "VALUES_BYTES", 1)
+        scales = {"z": 1e-18, "a": 1.0, "m": 1e18, "out": 1e17, "in": 1e-18}
+        sides = tuple({k: v * v.dtype.type(scales[k]) for k, v in side.items()} for side in grids.layers(dtype, n=100))
+        parts = grids.batches(sides, SIZES)
+        assert_grid(
+            fed(parts, kernel, backend=backend.name).finalize(), grids.minibatch(parts, kernel), sides[0]["z"].dtype
+        )
+
+    @pytest.mark.parametrize("blocks", [False, True])
+    @pytest.mark.parametrize("kernel", KERNELS)
+    def test_powers_of_two_change_no_bit(
+        self, backend: Backend, kernel: str, blocks: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of float32, whose squares of kernel values go from 2^-200 to 2^200: all but one of the layers have units."""
+        if blocks:
+            monkeypatch.setattr(tiles, "VALUES_BYTES", 1)
+        exponents = {"z": -50, "a": 0, "m": 50, "out": 26, "in": -49}
+        sides = grids.layers("fp32", n=100)
+        far = tuple({k: np.ldexp(v, exponents[k]) for k, v in side.items()} for side in sides)
+        got, want = (fed(grids.batches(both, SIZES), kernel, backend=backend.name).finalize() for both in (far, sides))
+        assert_same_matrices(got, want, "powers of two")
+
+    def test_units(self) -> None:
+        """Powers of two near the root of what is far from 1 for its type, and 1 for all else."""
+        squares = np.array([0.0, 1.0, 2.0**96, 2.0**97, 3.1 * 2.0**-131, 2.0**-96, np.nan, np.inf])
+        assert tiles._units(squares, np.dtype(np.float32)).tolist() == [1, 1, 1, 2.0**48, 2.0**-65, 1, 1, 1]
+        assert (tiles._units(squares, np.dtype(np.float64)) == 1).all()
+
     def test_float32_beside_float64(self) -> None:
         xs, ys = grids.layers(n=60)
         mixed = {k: v.astype(np.float32) for k, v in xs.items()}

@@ -1,10 +1,12 @@
-// The gram_sums kernel at every level: sums, block pairs and values against plain loops, threads to the last bit.
+// The gram_sums kernel at every level: sums, block pairs, values and their products against plain loops, threads to the
+// last bit.
 #include "kernels/gram_sums.hpp"
 
 #include <cmath>
 #include <limits>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "check.hpp"
@@ -181,6 +183,46 @@ void test_values(std::int64_t n, std::int64_t m, std::int64_t p) {
         CHECK(near(columns[size(j)], by_column[size(j)], scale * static_cast<double>(n), unit));
 }
 
+// products of layers about their pivots, from rows of values and from columns of them: exact, since all are integers
+template <class T>
+void test_products(std::int64_t layers, std::int64_t m, std::int64_t split) {
+    const Data<T> values(layers, m, 7), turned(m, layers, 7);
+    const Data<double> pivots(1, layers, 8);
+    const std::int64_t columns = split < layers ? layers - split : layers;
+    const auto about = [&](const T* data, std::int64_t layer, std::int64_t from_layer, std::int64_t at,
+                           std::int64_t from_value) {
+        return static_cast<double>(data[layer * from_layer + at * from_value]) - pivots.values[size(layer)];
+    };
+    for (const bool by_column : {false, true}) {
+        ArrayView view = values.view();
+        if (by_column) {
+            view = turned.view();
+            std::swap(view.rows, view.cols);
+            std::swap(view.row_stride, view.col_stride);
+        }
+        const T* const data = by_column ? turned.values.data() : values.values.data();
+        const std::int64_t from_layer = by_column ? 1 : m, from_value = by_column ? layers : 1;
+        Values expected(size(split * columns)), of_layers(size(layers));
+        for (std::int64_t at = 0; at < m; ++at)
+            for (std::int64_t a = 0; a < layers; ++a) {
+                const double left = about(data, a, from_layer, at, from_value);
+                of_layers[size(a)] += left * left;
+                for (std::int64_t b = 0; a < split && b < columns; ++b)
+                    expected[size(a * columns + b)] +=
+                        left * about(data, layers - columns + b, from_layer, at, from_value);
+            }
+        const int before = num_threads();
+        for (const int threads : {1, 3}) {
+            set_num_threads(threads);
+            Values products(expected.size()), squares(of_layers.size());
+            GramProductsTask task{view, pivots.values.data(), split, products.data(), squares.data(), {}};
+            compute_gram_products(task);
+            CHECK(products == expected && squares == of_layers);
+        }
+        set_num_threads(before);
+    }
+}
+
 std::string error_of(const Data<float>& x, GramFunction function) {
     Sums sums(x.rows, 1);
     GramSumsTask task;
@@ -206,6 +248,12 @@ int main() {
         test_values<float>(2, 1, 1);
         test_values<float>(70, 33, 19);
         test_values<double>(33, 70, 260);
+        test_products<float>(1, 1, 1);
+        test_products<float>(25, 300, 12);
+        // several slabs, and threads
+        test_products<float>(50, 9000, 50);
+        test_products<double>(7, 700, 6);
+        test_products<double>(49, 4100, 1);
         std::printf("level %s ok\n", level.c_str());
     }
     Data<float> broken(600, 50, 4);

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from . import _checks, _dispatch
+from . import _checks, _costs, _dispatch, independence, layers, ops, similarity
 from ._checks import Array
+from ._costs import Columns, Cost
 from ._memory import available_bytes
-from .bandwidths import EXACT_ROWS, RULES
+from .bandwidths import EXACT_ROWS
+from .estimates import plan_batches
+from .grids.minibatch import WEIGHTS
 from .grids.plan import batch_bounds, check_estimator, plan_grid, tile_flops
 from .grids.sides import named_layers, sides
 from .grids.tiles import BlockPlan, GridKernel, plan_blocks
 from .kernel_pass import KernelPass
 
-MEASURES = ("hsic", "cka", "cka_distance", "cka_matrix")
-
-_ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+_MEASURES: dict[str, Callable[..., Any]] = {
+    "hsic": similarity.hsic,
+    "cka": similarity.cka,
+    "cka_distance": similarity.cka_distance,
+    "cka_matrix": layers.cka_matrix,
+    "hsic_test": independence.hsic_test,
+}
+_STEMS: dict[str, Callable[..., Any]] = {"moments": ops.moments, "gram_sums": ops.gram_sums}
+# what takes a part of a pass, of which nothing is said here
+_PARTS = ("block_rows", "pairs", "self_terms")
 
 
 @dataclass(frozen=True)
@@ -40,38 +53,18 @@ class Explanation:
         )
 
 
-@dataclass(frozen=True)
-class _Cost:
-    flops: int
-    bytes_read: int
-    result: int  # bytes that the caller keeps
-    scratch: int  # bytes that are gone when the kernel returns
-
-
-def explain(
-    measure: str,
-    x: Any,
-    y: Any = None,
-    *,
-    backend: str = "auto",
-    estimator: str = "unbiased",
-    kernel: str = "linear",
-    bandwidth: Any = None,
-    batch_size: int | None = None,
-    max_bytes: int | None = None,
-) -> Explanation:
+def explain(measure: str, x: Any, y: Any = None, **keywords: Any) -> Explanation:
     """Say which code a call would run and what it costs, without running it.
 
     Parameters
     ----------
-    measure : {"hsic", "cka", "cka_distance", "cka_matrix", "moments", "gram_sums"}
+    measure : {"hsic", "cka", "cka_distance", "cka_matrix", "hsic_test", "moments", "gram_sums"}
         Name of the public function.
     x, y : array of shape (n, p) and (n, q), or dicts or lists of layers for "cka_matrix"
         The arguments of that function; y may be absent for "cka_matrix", "moments" and "gram_sums".
-    backend, estimator, kernel, bandwidth : str
-        As in that function. A bandwidth that is a number saves the pass that a rule takes.
-    batch_size, max_bytes : int, optional
-        As in `gramless.cka_matrix`; what is free on the machine, too, decides how it goes.
+    **keywords
+        Those of that function, with its defaults. A bandwidth that is a number saves the pass that a rule takes.
+        "gram_sums" needs none here, and what takes a part of a pass is refused.
 
     Returns
     -------
@@ -86,6 +79,9 @@ def explain(
     Notes
     -----
     For the linear kernel, Gram tiles are chosen where they take less than half the flops of moments: 2 n <= p + q.
+
+    A look-up in a kernel matrix that is held counts as two flops. What is free on the machine, too, decides how
+    "cka_matrix" goes.
 
     Examples
     --------
@@ -102,99 +98,158 @@ def explain(
       peak extra 3.0 MiB
     >>> gl.explain("cka", x, x, kernel="rbf", bandwidth=1.0, backend="reference").path
     'cka <- gram_sums rbf (1000, 64) float32, (1000, 64) float32'
+    >>> rows = np.zeros((100_000, 64), np.float32)
+    >>> for way in ({}, {"fraction": 0.1}, {"method": "rff"}):
+    ...     print(f"{gl.explain('cka', rows, rows, kernel='rbf', bandwidth=1.0, **way).flops:.1e}")
+    1.3e+12
+    1.3e+11
+    4.3e+11
     """
-    _checks.choice("explain", "measure", measure, (*MEASURES, *_dispatch.BACKENDS))
-    _dispatch.check_backend(measure, backend)
+    _checks.choice("explain", "measure", measure, (*_MEASURES, *_STEMS))
+    asked = _with_defaults(measure, keywords)
     if measure == "cka_matrix":
-        return _explain_grid(x, y, backend, estimator, kernel, bandwidth, batch_size, max_bytes)
-    if measure in _dispatch.BACKENDS:
-        _checks.gram_kernel(measure, kernel, estimator, None, 1, 1.0)
-        stem = measure
-        arrays = [_checks.rows(measure, name, a) for name, a in (("x", x), ("y", y)) if a is not None]
-        n = _checks.same_rows(measure, dict(zip("xy", arrays, strict=False)))
-    else:
-        if y is None:
-            raise TypeError(f"{measure}: expected y")
-        arrays = list(KernelPass(measure, kernel, estimator, bandwidth, 1.0, 1, 1.0, backend).arrays(x, y))
-        n, p, q = (int(length) for length in (*arrays[0].shape, arrays[1].shape[1]))
-        stem = "gram_sums" if kernel != "linear" else _dispatch.linear_stem(n, p, q)
-        stem = "moments" if estimator == "feature_corrected" else stem
-    chosen = _dispatch.resolve(stem, backend)
-    shapes = ", ".join(f"{tuple(a.shape)} {_dtype(a)}" for a in arrays)
+        return _explain_grid(x, y, asked)
+    if measure in _STEMS:
+        return _explain_stem(measure, x, y, asked)
+    if y is None:
+        raise TypeError(f"{measure}: expected y")
+    return _explain_measure(measure, x, y, asked)
+
+
+def _with_defaults(measure: str, keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all keywords of a function, whose calls have no others."""
+    parameters = inspect.signature((_MEASURES | _STEMS)[measure]).parameters
+    known = {name: given.default for name, given in parameters.items() if given.kind is given.KEYWORD_ONLY}
+    for name in keywords:
+        if name not in known:
+            raise TypeError(f"{measure}() got an unexpected keyword argument {name!r}")
+    return known | dict(keywords)
+
+
+def _explain_stem(stem: str, x: Any, y: Any, asked: Mapping[str, Any]) -> Explanation:
+    """Explain one pass."""
+    for name in _PARTS:
+        if asked.get(name) is not None and asked[name] is not True:
+            raise ValueError(f"explain: {stem} is explained for a whole pass, give no {name}")
+    kernel = asked.get("kernel", "linear")
+    _checks.gram_kernel(stem, kernel, "unbiased", None, asked.get("degree", 1), asked.get("coef0", 1.0))
+    arrays = [_checks.rows(stem, name, a) for name, a in (("x", x), ("y", y)) if a is not None]
+    n, columns = _checks.same_rows(stem, dict(zip("xy", arrays, strict=False))), [Columns.of(a) for a in arrays]
+    chosen = _dispatch.resolve(stem, asked["backend"])
     if stem == "moments":
-        path, cost = f"{measure} <- moments {shapes}", _cost(n, arrays, chosen.backend)
+        return _explanation(f"{stem} <- moments {_shapes(arrays)}", chosen, _costs.moments(n, columns, chosen.backend))
+    given = asked["bandwidth_x"]
+    widths = None if given is None else _checks.bandwidths(stem, "bandwidth_x", given, kernel)
+    cost = _costs.tiles(n, columns, chosen.backend, kernel, bandwidths=1 if widths is None else widths.size)
+    return _explanation(f"{stem} <- gram_sums {kernel} {_shapes(arrays)}", chosen, cost)
+
+
+class _Work(NamedTuple):
+    """What a measure of two arrays runs."""
+
+    chosen: _dispatch.Choice
+    what: str
+    cost: Cost
+    why: str = ""
+
+
+def _explain_measure(measure: str, x: Any, y: Any, asked: Mapping[str, Any]) -> Explanation:
+    """Explain a measure of two arrays, whichever way it is taken."""
+    request, arrays = _checked(measure, x, y, asked)
+    if asked.get("method") == "rff":
+        work = _features(request, arrays, asked["n_features"])
+    elif asked.get("fraction") is not None:
+        work = _batches(request, arrays, float(asked["fraction"]))
     else:
-        path = f"{measure} <- gram_sums {kernel} {shapes}"
-        cost = _tiles_cost(n, arrays, chosen.backend, kernel, one_pass=measure == "gram_sums")
-        if measure != "gram_sums" and kernel in _checks.WITH_BANDWIDTH and (bandwidth is None or bandwidth in RULES):
-            cost = _with_rule(n, arrays, cost)
-    return Explanation(path, chosen.backend, chosen.why, cost.flops, cost.bytes_read, cost.result + cost.scratch)
+        work = _whole(request, arrays, asked.get("null"), asked.get("n_permutations", 0))
+    cost = work.cost
+    if request.by_rule:
+        cost = _costs.rule(int(arrays[0].shape[0]), [Columns.of(a) for a in arrays], work.chosen.backend).then(cost)
+    return _explanation(f"{measure} <- {work.what}", work.chosen, cost, work.why)
 
 
-def _tiles_cost(n: int, arrays: list[Array], backend: str, kernel: str, *, one_pass: bool) -> _Cost:
-    """Return the cost of all tiles of one or two arrays; only those on and above the diagonal are computed.
-
-    The measures merge strip after strip of block pairs: the sums so far, those of a strip, and the next ones.
-    """
-    p, q = (*(int(a.shape[1]) for a in arrays), 0)[:2]
-    block = _dispatch.gram_block_rows(backend, p, q)
-    rows_read = sum(range(n, 0, -block))
-    read = rows_read * sum(int(a.shape[1]) * _ITEM_BYTES[_dtype(a)] for a in arrays)
-    held = 16 * n * len(arrays)
-    if backend == "reference":
-        scratch = 64 * n * n + 8 * n * (p + q)
-    else:
-        float64 = _dispatch.gram_in_float64(backend, n, [_dtype(a) for a in arrays], kernel)
-        scratch = _dispatch.core_or_raise("explain").gram_scratch_bytes(n, p, q, float64=float64, bandwidths=1)
-    return _Cost(n * n * (p + q), read, held, scratch + (0 if one_pass else 2 * held))
+def _features(request: KernelPass, arrays: Sequence[Array], frequencies: int) -> _Work:
+    chosen = _dispatch.resolve("moments", request.backend)
+    columns = [Columns.of(a) for a in arrays]
+    cost = _costs.features(int(arrays[0].shape[0]), columns, frequencies, chosen.backend)
+    return _Work(chosen, f"moments of {frequencies} random features of {_shapes(arrays)}", cost)
 
 
-def _with_rule(n: int, arrays: list[Array], cost: _Cost) -> _Cost:
-    """Add the distances that a bandwidth rule takes of one array after the other, before the pass."""
-    m = min(n, EXACT_ROWS)
-    flops = sum(m * m * int(a.shape[1]) for a in arrays)
-    read = sum(m * int(a.shape[1]) * _ITEM_BYTES[_dtype(a)] for a in arrays)
-    # a sample is copied, and the kernel packs all of its rows at once
-    scratch = max(_ITEM_BYTES[_dtype(a)] * m * int(a.shape[1]) for a in arrays) if n > m else 0
-    wide = max(max(4, _ITEM_BYTES[_dtype(a)]) * (m * (m - 1) // 2 + m * int(a.shape[1])) for a in arrays)
-    return _Cost(
-        cost.flops + flops, cost.bytes_read + read, cost.result, max(cost.scratch, scratch + wide - cost.result)
+def _batches(request: KernelPass, arrays: Sequence[Array], fraction: float) -> _Work:
+    chosen = _dispatch.resolve("gram_sums", request.backend)
+    plan = plan_batches(int(arrays[0].shape[0]), fraction)
+    count = plan.orders * len(plan.sizes)
+    parts = f"{count} batches of {plan.sizes[0]} rows, {plan.fraction:.3g} of all pairs,"
+    cost = _costs.batches(plan.sizes, plan.orders, [Columns.of(a) for a in arrays], chosen.backend, request.kernel)
+    return _Work(
+        chosen, f"gram_sums {request.kernel} of {parts if count > 1 else 'all rows'} of {_shapes(arrays)}", cost
     )
 
 
-def _explain_grid(
-    xs: Any,
-    ys: Any,
-    backend: str,
-    estimator: str,
-    kernel_name: str,
-    bandwidth: Any,
-    batch_size: int | None,
-    max_bytes: int | None,
-) -> Explanation:
+def _whole(request: KernelPass, arrays: tuple[Array, Array], null: str | None, n_permutations: int) -> _Work:
+    """Return the pass over all pairs of rows, and what its null takes."""
+    n, kernel, columns = int(arrays[0].shape[0]), request.kernel, [Columns.of(a) for a in arrays]
+    stem, shapes = request.stem(*arrays), _shapes(arrays)
+    chosen = _dispatch.resolve(stem, request.backend)
+    backend = chosen.backend
+    if stem == "moments":
+        what, cost = f"moments {shapes}", _costs.moments(n, columns, backend).then(_costs.centred(columns).released())
+    else:
+        what, cost = f"gram_sums {kernel} {shapes}", _costs.strips(n, columns, backend, kernel)
+    if null != "permutation":
+        return _Work(chosen, what if null is None else f"{what}, {null} null", cost)
+    way = independence.permuted_by(stem, n)
+    cost = cost.then(_costs.permutations(way, n_permutations, n, columns, backend, kernel))
+    why = "" if way == "moments" else f"; kernel matrices are held up to {independence.HELD_ROWS} rows"
+    return _Work(chosen, f"{what}, {n_permutations} permutations by {way}", cost, why)
+
+
+def _checked(measure: str, x: Any, y: Any, asked: Mapping[str, Any]) -> tuple[KernelPass, tuple[Array, Array]]:
+    """Return the arguments of a measure of two arrays, checked as it checks them."""
+
+    def values(*names: str) -> dict[str, Any]:
+        return {name: asked[name] for name in names}
+
+    shared = values("kernel", "bandwidth", "bandwidth_scale", "degree", "coef0", "backend")
+    if measure == "hsic_test":
+        independence.checked_null(measure, **values("null", "n_permutations", "seed"))
+        request = KernelPass(measure, estimator="biased", **shared)
+        return request, independence.checked_rows(request, x, y)
+    request = KernelPass(measure, estimator=asked["estimator"], **shared)
+    if measure != "cka_distance":
+        way = values("method", "n_features", "fraction", "null", "n_permutations", "seed")
+        similarity.Way(**way).check(request, x)
+    return request, request.arrays(x, y)
+
+
+def _explain_grid(xs: Any, ys: Any, asked: Mapping[str, Any]) -> Explanation:
     """Explain cka_matrix, with the cost of both ways where there are two."""
-    measure = "cka_matrix"
-    kernel = GridKernel.checked(measure, kernel_name, bandwidth, 1.0)
+    measure, estimator, backend, batch_size = "cka_matrix", asked["estimator"], asked["backend"], asked["batch_size"]
+    kernel = GridKernel.checked(measure, asked["kernel"], asked["bandwidth"], asked["bandwidth_scale"])
     check_estimator(measure, estimator, kernel, of_batches=batch_size is not None)
+    _checks.choice(measure, "weights", asked["weights"], WEIGHTS)
+    if batch_size is None and asked["weights"] != "rows":
+        raise ValueError(f"{measure}: weights={asked['weights']!r} needs batch_size")
+    _dispatch.check_backend(measure, backend)
+    max_bytes = asked["max_bytes"]
     if max_bytes is not None:
         _checks.positive(measure, "max_bytes", max_bytes)
     limit = available_bytes() if max_bytes is None else max_bytes
     arrays = named_layers(measure, xs, ys)
-    n, layers = _checks.same_rows(measure, arrays), list(arrays.values())
+    n, rows = _checks.same_rows(measure, arrays), list(arrays.values())
     _checks.enough_rows(measure, estimator, n)
     if batch_size is not None:
         sizes = [stop - start for start, stop in batch_bounds(measure, n, batch_size)]
-        blocks = plan_blocks(max(sizes), layers, kernel, backend, limit)
-        costs = [_grid_tiles_cost(rows, layers, blocks, kernel) for rows in sizes]
-        cost = _Cost(sum(c.flops for c in costs), sum(c.bytes_read for c in costs), 0, max(c.scratch for c in costs))
+        blocks = plan_blocks(max(sizes), rows, kernel, backend, limit)
+        costs = [_grid_tiles(size, rows, blocks, kernel) for size in sizes]
         chosen = _dispatch.resolve_gram_values(backend)
         path = (
             f"{measure} <- gram_values {kernel.name} of {len(arrays)} layers, {len(sizes)} batches of {sizes[0]} rows"
         )
-        return Explanation(path, chosen.backend, chosen.why, cost.flops, cost.bytes_read, cost.scratch)
+        return _explanation(path, chosen, functools.reduce(Cost.then, costs))
     plan = plan_grid(arrays, estimator=estimator, kernel=kernel, backend=backend, limit=limit)
-    tiles = _grid_tiles_cost(n, layers, plan.blocks, kernel)
-    told = f"tiles {tiles.flops:.3g} flops, {_readable(tiles.scratch)} with blocks of {plan.blocks.block} rows"
+    tiles = _grid_tiles(n, rows, plan.blocks, kernel)
+    told = f"tiles {tiles.flops:.3g} flops, {_readable(tiles.peak)} with blocks of {plan.blocks.block} rows"
     if kernel.name == "linear":
         told = f"moments {plan.moment_flops:.3g} flops, {_readable(plan.moment_bytes)}; {told}"
     if plan.path == "gram":
@@ -202,59 +257,38 @@ def _explain_grid(
         path = f"{measure} <- gram_values {kernel.name} of {len(arrays)} layers, {n} rows"
     else:
         chosen = _dispatch.resolve("moments", backend)
-        cost, pairs = _grid_cost(n, arrays, chosen.backend)
+        cost, pairs = _grid_moments(n, arrays, chosen.backend)
         path = f"{measure} <- moments of {len(arrays)} layers and {pairs} pairs, {n} rows"
-    why = f"{chosen.why}; {plan.path}: {plan.why} ({told})"
-    return Explanation(path, chosen.backend, why, cost.flops, cost.bytes_read, cost.result + cost.scratch)
+    return _explanation(path, chosen, cost, f"; {plan.path}: {plan.why} ({told})")
 
 
-def _grid_tiles_cost(n: int, layers: list[Array], blocks: BlockPlan, kernel: GridKernel) -> _Cost:
+def _grid_tiles(n: int, arrays: Sequence[Array], blocks: BlockPlan, kernel: GridKernel) -> Cost:
     """Return the cost of all pairs of blocks of n rows, each of which is read anew, and of the rule before them."""
-    widths, parts = [int(a.shape[1]) for a in layers], -(-n // blocks.block)
+    columns, parts = [Columns.of(a) for a in arrays], -(-n // blocks.block)
+    widths, row_bytes = [one.width for one in columns], sum(one.row_bytes for one in columns)
     sampled = min(n, EXACT_ROWS) if kernel.by_rule else 0
     flops = tile_flops(n, widths) + sampled * sampled * sum(widths)
-    row_bytes = sum(p * _ITEM_BYTES[_dtype(a)] for p, a in zip(widths, layers, strict=True))
-    return _Cost(flops, (n * parts + sampled) * row_bytes, 0, blocks.needed)
+    return Cost(flops, (n * parts + sampled) * row_bytes, 0, blocks.needed)
 
 
-def _grid_cost(n: int, named: dict[str, Array], backend: str) -> tuple[_Cost, int]:
-    arrays, (x, y) = list(named.values()), sides(list(named))
+def _grid_moments(n: int, named: Mapping[str, Array], backend: str) -> tuple[Cost, int]:
+    """Return the cost of the moments of all layers and of all pairs of them, and the number of these."""
+    columns, (x, y) = [Columns.of(a) for a in named.values()], sides(list(named))
     pairs = _dispatch.layer_pairs(len(x), None if x == y else len(y))
-    costs = [_cost(n, [a], backend) for a in arrays]
-    costs += [_cost(n, [arrays[a], arrays[b]], backend, self_terms=False) for a, b in pairs]
-    widths_x, widths_y = ([int(arrays[i].shape[1]) for i in side] for side in (x, y))
+    costs = [_costs.moments(n, [one], backend) for one in columns]
+    costs += [_costs.moments(n, [columns[a], columns[b]], backend, self_terms=False) for a, b in pairs]
+    widths_x, widths_y = ([columns[i].width for i in side] for side in (x, y))
     held = _dispatch.grid_bytes(widths_x, None if x == y else widths_y)
-    total = _Cost(
-        sum(c.flops for c in costs), sum(c.bytes_read for c in costs), held, max(c.scratch + c.result for c in costs)
-    )
-    return total, len(pairs)
+    flops, read = sum(c.flops for c in costs), sum(c.bytes_read for c in costs)
+    return Cost(flops, read, held, max(c.peak for c in costs)), len(pairs)
 
 
-def _cost(n: int, arrays: list[Array], backend: str, *, self_terms: bool = True) -> _Cost:
-    """Return the cost of one pass over one or two arrays; symmetric products count half."""
-    widths = [int(a.shape[1]) for a in arrays]
-    flops, result = 0, 0
-    if self_terms:
-        flops += sum(n * p * (p + 1) for p in widths)
-        result += sum(8 * (p * p + 5 * p + 1) for p in widths)
-    if len(widths) == 2:
-        p, q = widths
-        flops += 2 * n * p * q
-        result += 8 * (p * q + p + q + 1)
-    read = sum(n * p * _ITEM_BYTES[_dtype(a)] for p, a in zip(widths, arrays, strict=True))
-    if backend == "reference":
-        scratch = 24 * n * sum(widths)
-    else:
-        float64 = any(_dtype(a) == "float64" for a in arrays)
-        p, q = (*widths, 0)[:2]
-        scratch = _dispatch.core_or_raise("explain").moments_scratch_bytes(
-            n, p, q, float64=float64, self_terms=self_terms
-        )
-    return _Cost(flops, read, result, scratch)
+def _explanation(path: str, chosen: _dispatch.Choice, cost: Cost, why: str = "") -> Explanation:
+    return Explanation(path, chosen.backend, chosen.why + why, cost.flops, cost.bytes_read, cost.peak)
 
 
-def _dtype(x: Array) -> str:
-    return str(x.dtype).removeprefix("torch.")
+def _shapes(arrays: Sequence[Array]) -> str:
+    return ", ".join(f"{tuple(a.shape)} {Columns.of(a).dtype}" for a in arrays)
 
 
 def _readable(count: int) -> str:

@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -147,28 +147,54 @@ def checked_fraction(function: str, fraction: Any) -> float:
     return value
 
 
+class BatchPlan(NamedTuple):
+    """How rows are cut into batches, and in how many random orders."""
+
+    edges: NDArray[Any]  # (batches of an order + 1,)
+    orders: int
+
+    @property
+    def sizes(self) -> list[int]:
+        """Rows of each batch of an order."""
+        return [int(size) for size in np.diff(self.edges)]
+
+    @property
+    def pairs(self) -> int:
+        """Pairs i != j of rows in the batches of an order."""
+        return sum(size * (size - 1) for size in self.sizes)
+
+    @property
+    def fraction(self) -> float:
+        """The pairs of rows that are computed, of all."""
+        n = int(self.edges[-1])
+        return self.orders * self.pairs / (n * (n - 1))
+
+
+def plan_batches(n: int, fraction: float) -> BatchPlan:
+    """Return the batches that hold this fraction of all pairs of n rows, or one batch of all rows.
+
+    Batches have fraction n / 8 rows, at most 1024 and at least 4, so that 8 or more orders of all rows are read.
+    """
+    size = max(_checks.LEAST_ROWS, min(BATCH_ROWS, math.floor(fraction * n / LEAST_ORDERS)))
+    plan = BatchPlan(np.linspace(0, n, n // size + 1).astype(int), LEAST_ORDERS)
+    plan = plan._replace(orders=max(LEAST_ORDERS, round(fraction * (n * (n - 1)) / plan.pairs)))
+    return BatchPlan(np.array([0, n]), 1) if fraction == 1 or plan.fraction >= 1 else plan
+
+
 def sampled(request: KernelPass, x: Array, y: Array, *, fraction: float, seed: int, normalised: bool) -> Estimate:
     """Return the unbiased HSIC of checked arrays, or CKA if normalised, from this fraction of all pairs of rows.
 
-    Batches have fraction n / 8 rows, at most 1024 and at least 4, so that 8 or more orders of all rows are read, a
-    batch at a time. Where these hold as many pairs as there are, one batch of all rows gives the exact value. The
-    standard error is that of leaving pairs out: the distance to the value of these n rows, not of the population that
-    they come from.
+    8 or more random orders of all rows are read, a batch at a time. Where these hold as many pairs as there are, one
+    batch of all rows gives the exact value. The standard error is that of leaving pairs out: the distance to the value
+    of these n rows, not of the population that they come from.
 
     Cost: fraction n^2 (p + q) flops, and fraction n / (rows of a batch) reads of x and y.
     """
     n = int(x.shape[0])
-    function, share = request.function, checked_fraction(request.function, fraction)
-    size = max(_checks.LEAST_ROWS, min(BATCH_ROWS, math.floor(share * n / LEAST_ORDERS)))
-    edges = np.linspace(0, n, n // size + 1).astype(int)
-    sizes = np.diff(edges)
-    pairs, all_pairs = int((sizes * (sizes - 1)).sum()), n * (n - 1)
-    orders = max(LEAST_ORDERS, round(share * all_pairs / pairs))
-    if share == 1 or orders * pairs >= all_pairs:
-        edges, pairs, orders = np.array([0, n]), all_pairs, 1
+    function, plan = request.function, plan_batches(n, checked_fraction(request.function, fraction))
     keywords = request.keywords(*request.widths(x, y))
     terms, problems = [], []
-    for batches in _orders(n, edges, orders, seed):
+    for batches in _orders(n, plan.edges, plan.orders, seed):
         total = np.zeros(3)
         for rows in batches:
             found, problem = _hsics(_sums(function, x, y, rows, keywords))
@@ -180,7 +206,7 @@ def sampled(request: KernelPass, x: Array, y: Array, *, fraction: float, seed: i
         if all(problem[name] for problem in problems):
             raise ValueError(f"{function}: {name} {problems[0][name]}")
     cross, self_x, self_y = np.array(terms).T
-    facts: dict[str, Any] = {"fraction": orders * pairs / all_pairs, "n_batches": len(problems)}
+    facts: dict[str, Any] = {"fraction": plan.fraction, "n_batches": len(problems)}
     if normalised:
         value, error = ratio(cross, self_x, self_y)
     else:

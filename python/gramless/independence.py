@@ -175,14 +175,10 @@ def hsic_test(
     True
     """
     function = "hsic_test"
-    _checks.choice(function, "null", null, ("permutation", "gamma"))
-    _checks.positive(function, "n_permutations", n_permutations)
-    seed = _checks.seed(function, seed)
+    seed = checked_null(function, null, n_permutations, seed)
     request = KernelPass(function, kernel, "biased", bandwidth, bandwidth_scale, degree, coef0, backend)
-    x, y = request.arrays(x, y)
+    x, y = checked_rows(request, x, y)
     n = int(x.shape[0])
-    if n < _checks.LEAST_ROWS:
-        raise ValueError(f"{function}: expected at least {_checks.LEAST_ROWS} rows, got n = {n}")
     state = request.state(x, y)
     selves = _self_hsics(request, state)
     statistic = _hsic(request, state)
@@ -194,6 +190,22 @@ def hsic_test(
         return HSICTest(statistic, pvalue, null, n_permutations=0, seed=None, **facts)
     observed, values = permuted_hsics(request, state, x, y, n_permutations, seed, progress=progress)
     return HSICTest(statistic, _pvalue(observed, values), null, n_permutations=n_permutations, seed=seed, **facts)
+
+
+def checked_null(function: str, null: Any, n_permutations: Any, seed: Any) -> int:
+    """Return the seed of a null of the test, all of it checked."""
+    _checks.choice(function, "null", null, ("permutation", "gamma"))
+    _checks.positive(function, "n_permutations", n_permutations)
+    return _checks.seed(function, seed)
+
+
+def checked_rows(request: KernelPass, x: Any, y: Any) -> tuple[Array, Array]:
+    """Return both arrays, checked, if they have as many rows as the closed forms need."""
+    x, y = request.arrays(x, y)
+    n = int(x.shape[0])
+    if n < _checks.LEAST_ROWS:
+        raise ValueError(f"{request.function}: expected at least {_checks.LEAST_ROWS} rows, got n = {n}")
+    return x, y
 
 
 def calibrated(
@@ -218,6 +230,13 @@ def calibrated(
     )
 
 
+def permuted_by(stem: str, n: int) -> str:
+    """Choose how HSIC of permuted rows is taken, where a kernel has taken the pass: "moments", "matrices", "tiles"."""
+    if stem == "moments":
+        return "moments"
+    return "matrices" if n <= HELD_ROWS else "tiles"
+
+
 def permuted_hsics(
     request: KernelPass,
     state: MomentState | GramState,
@@ -231,7 +250,7 @@ def permuted_hsics(
     """Return HSIC for rows as they are, and for random permutations of those of y, rounded alike."""
     if isinstance(state, MomentState):
         hsic_of = _by_moments(request, state, x, y)
-    elif state.n <= HELD_ROWS:
+    elif permuted_by("gram_sums", state.n) == "matrices":
         hsic_of = _by_held_kernels(request, state, x, y)
     else:
         hsic_of = _by_tiles(request, state, x, y)

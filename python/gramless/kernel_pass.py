@@ -35,6 +35,19 @@ class KernelPass:
     def _rule(self) -> str | float:
         return "median" if self.bandwidth is None else self.bandwidth
 
+    @property
+    def by_rule(self) -> bool:
+        """Whether bandwidths come from the data."""
+        return self.kernel in _checks.WITH_BANDWIDTH and isinstance(self._rule, str)
+
+    def stem(self, x: Array, y: Array) -> str:
+        """Return the kernel that takes the pass over checked arrays."""
+        if self.kernel != "linear":
+            return "gram_sums"
+        if self.estimator == "feature_corrected":
+            return "moments"
+        return _dispatch.linear_stem(*(int(length) for length in (*x.shape, y.shape[1])))
+
     def arrays(self, x: Any, y: Any) -> tuple[Array, Array]:
         """Return both arrays, checked."""
         if hasattr(type(x), "finalize"):
@@ -58,10 +71,7 @@ class KernelPass:
             self._check_state(x, y)
             return x
         x, y = self.arrays(x, y)
-        if self.kernel == "linear" and (
-            self.estimator == "feature_corrected"
-            or _dispatch.linear_stem(*(int(length) for length in (*x.shape, y.shape[1]))) == "moments"
-        ):
+        if self.stem(x, y) == "moments":
             moments: MomentState = ops.moments(x, y, backend=self.backend)
             return moments
         return GramSums(

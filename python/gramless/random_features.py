@@ -165,7 +165,7 @@ def checked_frequencies(function: str, n_features: Any) -> int:
 def feature_moments(request: KernelPass, x: Array, y: Array, *, n_features: int, seed: int) -> MomentState:
     """Return the moments of random features of checked arrays, of independent frequencies, in one pass.
 
-    Cost: 2 n n_features (p + q + 6 n_features) flops, one read of x and y, 96 n_features^2 bytes.
+    Cost: 2 n n_features (p + q + 8 n_features) flops, one read of x and y, 96 n_features^2 bytes.
     """
     makers = [
         RandomFeatures(int(a.shape[1]), width, n_features, seed=(seed, index), pivot=_sampled_mean(a))

@@ -95,7 +95,7 @@ def hsic(
     2.666667
     """
     request = KernelPass("hsic", kernel, estimator, bandwidth, bandwidth_scale, degree, coef0, backend)
-    return _answer(request, x, y, _Way(method, n_features, fraction, null, n_permutations, seed))
+    return _answer(request, x, y, Way(method, n_features, fraction, null, n_permutations, seed))
 
 
 def cka(
@@ -181,7 +181,7 @@ def cka(
     linear if 2 n <= p + q, by Gram tiles: n^2 (p + q) flops and O(n) bytes, see `gramless.GramSums`. A rule adds the
     cost of `gramless.bandwidth`. No n x n matrix is held; `gramless.explain` says which path is taken.
 
-    "rff": 2 n m (p + q + 6 m) flops and 96 m^2 bytes for m frequencies. fraction: that part of the flops. null: cost of
+    "rff": 2 n m (p + q + 8 m) flops and 96 m^2 bytes for m frequencies. fraction: that part of the flops. null: cost of
     the permutations, and the matrices that are held up to 4096 rows, as in `gramless.hsic_test`.
 
     Examples
@@ -203,7 +203,7 @@ def cka(
     True
     """
     request = KernelPass("cka", kernel, estimator, bandwidth, bandwidth_scale, degree, coef0, backend)
-    return _answer(request, x, y, _Way(method, n_features, fraction, null, n_permutations, seed))
+    return _answer(request, x, y, Way(method, n_features, fraction, null, n_permutations, seed))
 
 
 def cka_distance(
@@ -255,7 +255,7 @@ def cka_distance(
 
 
 @dataclass(frozen=True)
-class _Way:
+class Way:
     """How a value is computed, and what is told beside it."""
 
     method: str
@@ -292,7 +292,7 @@ class _Way:
                 raise TypeError(f"{function}: {way} needs the arrays x and y, got a {type(x).__name__}")
 
 
-def _answer(request: KernelPass, x: Array | MomentState | GramState, y: Array | None, way: _Way) -> float:
+def _answer(request: KernelPass, x: Array | MomentState | GramState, y: Array | None, way: Way) -> float:
     """Return HSIC or CKA the way that was asked for."""
     way.check(request, x)
     if way.null is None and way.fraction is None and way.method == "exact":
