@@ -11,6 +11,8 @@
 namespace gramless {
 
 void bind_gram_sums(pybind11::module_& module);
+void bind_logit_pairs(pybind11::module_& module);
+void bind_logsumexp(pybind11::module_& module);
 void bind_moments(pybind11::module_& module);
 
 // Releases the GIL in its scope. pybind11's own guard ends the process if the interpreter shuts down meanwhile, as it

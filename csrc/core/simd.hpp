@@ -31,16 +31,6 @@ inline Vector<T, N> broadcast(T x) {
     return x - Vector<T, N>{};
 }
 
-template <class T, int N>
-inline T sum_lanes(Vector<T, N> v) {
-    T partial[N];
-    store<T, N>(partial, v);
-    for (int half = N / 2; half > 0; half /= 2)
-        for (int lane = 0; lane < half; ++lane)
-            partial[lane] += partial[lane + half];
-    return partial[0];
-}
-
 template <int... I>
 struct Lanes {};
 
@@ -51,6 +41,32 @@ template <int... I>
 struct MakeLanes<0, I...> {
     using type = Lanes<I...>;
 };
+
+template <int First, class T, int N, int... I>
+inline Vector<T, static_cast<int>(sizeof...(I))> part_of(Vector<T, N> v, Lanes<I...>) {
+    return __builtin_shufflevector(v, v, (First + I)...);
+}
+
+// the lanes by an operation on vectors, the upper half onto the lower one until a single lane is left
+template <class T, int N, class Operation>
+inline T fold_lanes(Vector<T, N> v, const Operation& operation) {
+    if constexpr (N == 1) {
+        return v[0];
+    } else {
+        using Half = typename MakeLanes<N / 2>::type;
+        return fold_lanes<T, N / 2>(operation(part_of<0, T, N>(v, Half{}), part_of<N / 2, T, N>(v, Half{})), operation);
+    }
+}
+
+template <class T, int N>
+inline T sum_lanes(Vector<T, N> v) {
+    return fold_lanes<T, N>(v, [](auto a, auto b) { return a + b; });
+}
+
+template <class T, int N>
+inline T largest_lane(Vector<T, N> v) {
+    return fold_lanes<T, N>(v, [](auto a, auto b) { return a > b ? a : b; });
+}
 
 // Lanes first to first + count of v in fp64. The whole of v is converted, which GCC does half by half in two
 // instructions each; it converts halves in six.

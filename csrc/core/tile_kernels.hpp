@@ -8,6 +8,7 @@
 
 #include "core/array_view.hpp"
 #include "core/gram_tiles.hpp"
+#include "core/logit_tiles.hpp"
 
 namespace gramless {
 
@@ -86,6 +87,9 @@ struct TileKernels {
                      double* c, std::int64_t c_stride);
     GramOps<float> gram_f32;
     GramOps<double> gram_f64;
+    LogitOps<float> logit_f32;
+    LogitOps<double> logit_f64;
+    LogitMerge logit_merge;
 };
 
 template <class T>
@@ -112,6 +116,19 @@ inline const GramOps<float>& gram_ops<float>(const TileKernels& kernels) {
 template <>
 inline const GramOps<double>& gram_ops<double>(const TileKernels& kernels) {
     return kernels.gram_f64;
+}
+
+template <class T>
+const LogitOps<T>& logit_ops(const TileKernels& kernels);
+
+template <>
+inline const LogitOps<float>& logit_ops<float>(const TileKernels& kernels) {
+    return kernels.logit_f32;
+}
+
+template <>
+inline const LogitOps<double>& logit_ops<double>(const TileKernels& kernels) {
+    return kernels.logit_f64;
 }
 
 }  // namespace gramless

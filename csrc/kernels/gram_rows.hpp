@@ -16,6 +16,7 @@
 #include "core/isa.hpp"
 #include "core/tile_kernels.hpp"
 #include "kernels/gram_sums.hpp"
+#include "kernels/row_panels.hpp"
 
 namespace gramless {
 
@@ -134,66 +135,34 @@ struct RowMemory {
     }
 };
 
-// panels of a block of rows: chunk by chunk of features, within a chunk panel by panel
+// packed rows with their norms
 template <class T>
-class PackedRows {
+class PackedRows : public RowPanels<T> {
   public:
     PackedRows(const ArrayView& source, const T* centre, std::int64_t most_rows, RowMemory<T>& memory)
-        : source_(source),
-          centre_(centre),
-          ops_(tile_ops<T>(tile_kernels())),
-          memory_(memory),
-          stride_(panel_stride<T>(ops_.width)),
-          most_panels_(ceil_div(most_rows, ops_.width)),
-          chunks_(ceil_div(source.cols, kChunkRows)),
-          rows_(most_rows) {
-        memory.reserve(chunks_ * most_panels_ * stride_, most_panels_ * ops_.width);
+        : RowPanels<T>(source, centre, most_rows), memory_(memory) {
+        memory.reserve(this->elements(), this->panels() * this->width());
+        this->set_memory(memory.panels.data());
     }
 
     static std::int64_t bytes(std::int64_t rows, std::int64_t features) {
-        const TileOps<T>& ops = tile_ops<T>(tile_kernels());
-        const std::int64_t panels = ceil_div(rows, ops.width);
-        const std::int64_t packed = ceil_div(features, kChunkRows) * panel_stride<T>(ops.width);
-        return panels * (packed + ops.width) * std::int64_t{sizeof(T)} + 8 * panels * ops.width;
+        const std::int64_t width = tile_ops<T>(tile_kernels()).width, padded = ceil_div(rows, width) * width;
+        return RowPanels<T>::bytes(rows, features) + (std::int64_t{sizeof(T)} + 8) * padded;
     }
-
-    void point_at(std::int64_t first, std::int64_t rows) {
-        first_ = first;
-        rows_ = rows;
-    }
-
-    std::int64_t first() const { return first_; }
-    std::int64_t rows() const { return rows_; }
-    std::int64_t chunks() const { return chunks_; }
-    std::int64_t panels() const { return ceil_div(rows_, ops_.width); }
 
     // one panel over all features, with the norms of its rows
     void pack(std::int64_t panel, const FittedKernel<T>& kernel) {
         const GramFunction function = kernel.per_bandwidth[0].function;
-        const std::int64_t begin = panel * ops_.width;
+        const std::int64_t begin = panel * this->width();
         double* const squared = memory_.squared.data() + begin;
-        each_chunk(panel, [&](const Panels<T>& to, std::int64_t col) {
-            ops_.pack_samples(source_, first_ + begin, col, centre_ + col, to);
-        });
+        RowPanels<T>::pack(panel);
         take_norms(panel, squared);
         if (function == GramFunction::kCosine) shorten(panel, kernel.landmark, squared);
         if (function == GramFunction::kPolynomial)
             take_powers(panel, kernel);
         else
-            std::transform(squared, squared + ops_.width, memory_.norms.data() + begin,
+            std::transform(squared, squared + this->width(), memory_.norms.data() + begin,
                            [](double norm) { return static_cast<T>(norm); });
-    }
-
-    // rows from `begin` on, which starts a panel
-    Panels<T> part(std::int64_t chunk, std::int64_t begin, std::int64_t count) {
-        const std::int64_t left = source_.cols - chunk * kChunkRows;
-        return {at(chunk, begin / ops_.width), count, std::min(kChunkRows, left)};
-    }
-
-    // the memory of such a part; none after the last chunk
-    Ahead::Span span(std::int64_t chunk, std::int64_t begin, std::int64_t count) {
-        if (chunk == chunks_) return {nullptr, 0};
-        return {at(chunk, begin / ops_.width), ceil_div(count, ops_.width) * stride_ * std::int64_t{sizeof(T)}};
     }
 
     const T* norms(std::int64_t begin) { return memory_.norms.data() + begin; }
@@ -201,29 +170,19 @@ class PackedRows {
     T norm(std::int64_t row) { return memory_.norms[row]; }
 
   private:
-    // visit(panel of a chunk of features, first of these)
-    template <class Visit>
-    void each_chunk(std::int64_t panel, const Visit& visit) {
-        const std::int64_t count = std::min(ops_.width, rows_ - panel * ops_.width);
-        for (std::int64_t chunk = 0; chunk < chunks_; ++chunk) {
-            const std::int64_t col = chunk * kChunkRows;
-            visit(Panels<T>{at(chunk, panel), count, std::min(kChunkRows, source_.cols - col)}, col);
-        }
-    }
-
     void take_norms(std::int64_t panel, double* squared) {
-        std::fill_n(squared, ops_.width, 0.0);
-        each_chunk(panel, [&](const Panels<T>& of, std::int64_t) { ops_.sample_norms(of, squared); });
+        std::fill_n(squared, this->width(), 0.0);
+        this->each_chunk(panel, [&](const Panels<T>& of, std::int64_t) { this->ops().sample_norms(of, squared); });
     }
 
     // rows to length 1, less the landmark; -1 in place of the squared norm of a row that has no direction
     void shorten(std::int64_t panel, const std::vector<double>& landmark, double* squared) {
-        const std::vector<double> of_rows(squared, squared + ops_.width);
-        each_chunk(panel, [&](const Panels<T>& of, std::int64_t col) {
+        const std::vector<double> of_rows(squared, squared + this->width());
+        this->each_chunk(panel, [&](const Panels<T>& of, std::int64_t col) {
             for (std::int64_t k = 0; k < of.rows; ++k)
                 for (std::int64_t j = 0; j < of.features; ++j) {
                     // in fp64: rounding to length 1 first would cost the digits of what is left
-                    T& value = of.data[k * ops_.width + j];
+                    T& value = of.data[k * this->width() + j];
                     value =
                         static_cast<T>(static_cast<double>(value) / std::sqrt(of_rows[static_cast<std::size_t>(j)]) -
                                        landmark[static_cast<std::size_t>(col + k)]);
@@ -236,40 +195,20 @@ class PackedRows {
 
     // the polynomial kernel of rows with the landmark, in place of their norms
     void take_powers(std::int64_t panel, const FittedKernel<T>& kernel) {
-        std::vector<double> dots(static_cast<std::size_t>(ops_.width));
-        each_chunk(panel, [&](const Panels<T>& of, std::int64_t col) {
+        std::vector<double> dots(static_cast<std::size_t>(this->width()));
+        this->each_chunk(panel, [&](const Panels<T>& of, std::int64_t col) {
             for (std::int64_t k = 0; k < of.rows; ++k)
                 for (std::int64_t j = 0; j < of.features; ++j)
                     dots[static_cast<std::size_t>(j)] += kernel.landmark[static_cast<std::size_t>(col + k)] *
-                                                         static_cast<double>(of.data[k * ops_.width + j]);
+                                                         static_cast<double>(of.data[k * this->width() + j]);
         });
-        std::transform(dots.begin(), dots.end(), memory_.norms.data() + panel * ops_.width, [&](double dot) {
+        std::transform(dots.begin(), dots.end(), memory_.norms.data() + panel * this->width(), [&](double dot) {
             return static_cast<T>(FittedKernel<T>::power(kernel.per_bandwidth[0], dot));
         });
     }
 
-    T* at(std::int64_t chunk, std::int64_t panel) {
-        return memory_.panels.data() + (chunk * most_panels_ + panel) * stride_;
-    }
-
-    const ArrayView source_;
-    const T* centre_;
-    const TileOps<T>& ops_;
     RowMemory<T>& memory_;
-    std::int64_t stride_, most_panels_, chunks_, first_ = 0, rows_ = 0;
 };
-
-// dot products of a tile, chunk by chunk of features
-template <class T>
-void multiply_tile(PackedRows<T>& i, std::int64_t begin_i, std::int64_t rows, PackedRows<T>& j, std::int64_t begin_j,
-                   std::int64_t cols, bool diagonal, T* dots, std::int64_t stride) {
-    const TileOps<T>& ops = tile_ops<T>(tile_kernels());
-    for (std::int64_t chunk = 0; chunk < i.chunks(); ++chunk) {
-        Ahead ahead{{i.span(chunk + 1, begin_i, rows), j.span(chunk + 1, begin_j, cols)}};
-        ops.product_in_type(i.part(chunk, begin_i, rows), j.part(chunk, begin_j, cols), dots, stride, diagonal,
-                            chunk == 0, ahead);
-    }
-}
 
 // a cache line more than the tile, so that its rows do not all fall into the same cache sets
 template <class T>

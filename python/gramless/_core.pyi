@@ -31,6 +31,53 @@ def gram_values(
     nonfinite: str = "raise",
 ) -> dict[str, Any]: ...
 def gram_products(values: NDArray[Any], pivots: NDArray[np.float64], split: int) -> dict[str, Any]: ...
+def logsumexp(
+    h: Any,
+    w: Any,
+    *,
+    b: NDArray[np.float64] | None = None,
+    labels: NDArray[np.int64] | None = None,
+    mask: NDArray[np.bool_] | None = None,
+    targets: NDArray[np.int64] | None = None,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    nonfinite: str = "raise",
+) -> dict[str, Any]: ...
+def logit_pairs(
+    h1: Any,
+    w1: Any,
+    h2: Any,
+    w2: Any,
+    *,
+    b1: NDArray[np.float64] | None = None,
+    b2: NDArray[np.float64] | None = None,
+    labels: NDArray[np.int64] | None = None,
+    mask: NDArray[np.bool_] | None = None,
+    targets: NDArray[np.int64] | None = None,
+    temperature: float = 1.0,
+    softcap1: float | None = None,
+    softcap2: float | None = None,
+    divergences: bool = False,
+    workspace: int | None = None,
+    nonfinite: str = "raise",
+) -> dict[str, Any]: ...
+def logit_divergences(
+    h1: Any,
+    w1: Any,
+    h2: Any,
+    w2: Any,
+    lse_p: NDArray[np.float64],
+    lse_q: NDArray[np.float64],
+    *,
+    b1: NDArray[np.float64] | None = None,
+    b2: NDArray[np.float64] | None = None,
+    labels: NDArray[np.int64] | None = None,
+    mask: NDArray[np.bool_] | None = None,
+    temperature: float = 1.0,
+    softcap1: float | None = None,
+    softcap2: float | None = None,
+    nonfinite: str = "raise",
+) -> dict[str, Any]: ...
 def gram_block_rows(p: int, q: int) -> int: ...
 def gram_scratch_bytes(n: int, p: int, q: int, *, float64: bool, bandwidths: int) -> int: ...
 def moments(
@@ -48,3 +95,6 @@ def set_num_threads(count: int) -> None: ...
 def isa_levels() -> list[str]: ...
 def isa_level() -> str: ...
 def set_isa_level(name: str) -> None: ...
+def bf16_units() -> list[str]: ...
+def bf16_unit() -> str: ...
+def set_bf16_unit(name: str) -> None: ...

@@ -11,7 +11,12 @@ from typing import Any
 from . import _checks
 
 # backends of each kernel, in rising order of preference
-BACKENDS = {"moments": ("reference", "cpu"), "gram_sums": ("reference", "cpu")}
+BACKENDS = {
+    "moments": ("reference", "cpu"),
+    "gram_sums": ("reference", "cpu"),
+    "logsumexp": ("reference", "cpu"),
+    "logit_pairs": ("reference", "cpu"),
+}
 
 
 @dataclass(frozen=True)

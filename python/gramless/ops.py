@@ -11,6 +11,9 @@ from . import _checks, _dispatch
 from ._checks import Array
 from ._gram import GramSide, GramState
 from ._states import CrossMoments, MomentState, SelfMoments
+from .logit_ops import logit_divergences as logit_divergences
+from .logit_ops import logit_pairs as logit_pairs
+from .logit_ops import logsumexp as logsumexp
 
 
 @overload

@@ -40,6 +40,22 @@ COVERAGE_DEVIATIONS = 2.0
 STDERR_FACTOR = 1.3
 # an interval of two standard errors holds the truth in 95 of 100 draws; fewer than this show that they are too small
 LEAST_COVERAGE = 0.9
+# mean KL of 1e-4 between models in float32, against float64
+NEAR_EQUAL_KL = 1e-3
+# relative error promised for the logit distance of a row, however near the models are; and what cancelling may cost
+# where nothing better is to be had, in units of the rounding of float64 times the terms that cancel
+LOGIT_DISTANCE = 1e-6
+CANCELLED_ULPS = 32.0
+# an iteration that has converged, against the closed form
+ITERATED = 1e-5
+# measures of two models that are 0 for equal predictions, in float64
+SAME_CLASS = 1e-10
+# an inequality that rounding may overstep by this share
+INEQUALITY = 1e-9
+# figures from another seed of the same construction
+RESEEDED = 0.03
+# a figure in the documents, in units of its last digit
+PRINTED_UNITS = 1.0
 # closed forms that hold only in the limit (p, n large; c to infinity)
 LIMIT = 0.02
 # the same where the distance to the limit is itself below this

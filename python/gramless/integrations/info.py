@@ -28,6 +28,8 @@ def describe() -> list[str]:
     else:
         levels = ", ".join(_core.isa_levels())
         lines.append(f"CPU kernels: {_core.isa_level()} (of {levels}), {_core.get_num_threads()} threads")
+        units = ", ".join(_core.bf16_units()) or "none"
+        lines.append(f"bfloat16 unit: {_core.bf16_unit()} (of {units})")
     for stem, backends in _dispatch.BACKENDS.items():
         chosen = _dispatch.resolve(stem, "auto").backend
         lines.append(f"kernel {stem}: runs on {chosen}")

@@ -1,0 +1,407 @@
+// The epilogue of tiles of logits for one instruction set level.
+//
+// numerics: exponentials and sums over one row of a tile in T, beyond in fp64. E_p delta and the difference of the log
+// normalisers are taken about the same shift m1 - m2, so that their difference, KL, keeps its digits.
+#pragma once
+
+#include "core/exp2.inl"
+#include "core/log2.inl"
+#include "core/logit_tiles.hpp"
+#include "core/panels.inl"
+
+namespace gramless::GRAMLESS_LEVEL {
+
+constexpr double kLog2E = 1.44269504088896340736, kLn2 = 0.693147180559945309417;
+
+template <class T>
+constexpr T kInfinity = static_cast<T>(__builtin_inff());
+
+template <class T>
+constexpr T kLargest = static_cast<T>(sizeof(T) == 4 ? 3.40282346638528859812e+38 : 1.79769313486231570815e+308);
+
+template <class T, int N>
+inline Vector<T, N> larger(Vector<T, N> a, Vector<T, N> b) {
+    return a > b ? a : b;
+}
+
+template <class T, int N>
+inline Vector<T, N> magnitude(Vector<T, N> a) {
+    return a < T(0) ? -a : a;
+}
+
+// e^a for a <= 0
+template <class T, int N>
+inline Vector<T, N> exp_below(Vector<T, N> a) {
+    return exp2_less<T, N>(a * static_cast<T>(kLog2E), T(0));
+}
+
+template <class S, class T>
+bool widen_as(const ArrayView& source, std::int64_t row, std::int64_t col, const std::int64_t* index,
+              std::int64_t count, T* out) {
+    constexpr int kLanes = Shape<T>::kLanes;
+    // z - z is 0 for every finite z; -inf counts as 0
+    Vector<T, kLanes> odd{};
+    T rest = 0;
+    std::int64_t j = 0;
+    if (!index && source.col_stride == kSourceSize<S>)
+        for (; j + kLanes <= count; j += kLanes) {
+            const auto z = Widen<S, T, kLanes>::from(source.at(row, col + j));
+            store<T, kLanes>(out + j, z);
+            odd += z == -kInfinity<T> ? Vector<T, kLanes>{} : z - z;
+        }
+    for (; j < count; ++j) {
+        const T z = element<S, T>(source, row, index ? index[j] : col + j);
+        out[j] = z;
+        rest += z == -kInfinity<T> ? T(0) : z - z;
+    }
+    return sum_lanes<T, kLanes>(odd) + rest == T(0);
+}
+
+template <class T>
+bool widen(const ArrayView& source, std::int64_t row, std::int64_t col, const std::int64_t* index, std::int64_t count,
+           T* out) {
+    switch (source.dtype) {
+        case DType::kF16:
+            return widen_as<Half, T>(source, row, col, index, count, out);
+        case DType::kBF16:
+            return widen_as<BFloat16, T>(source, row, col, index, count, out);
+        case DType::kF32:
+            return widen_as<float, T>(source, row, col, index, count, out);
+        case DType::kF64:
+            return widen_as<double, T>(source, row, col, index, count, out);
+    }
+    return true;
+}
+
+// visit(Count<lanes>(), column) for whole vectors, then for what is left one by one
+template <class T, class Visit>
+inline void each_column(std::int64_t cols, const Visit& visit) {
+    constexpr int kLanes = Shape<T>::kLanes;
+    std::int64_t j = 0;
+    for (; j + kLanes <= cols; j += kLanes)
+        visit(Count<kLanes>(), j);
+    if constexpr (kLanes > 1)
+        for (; j < cols; ++j)
+            visit(Count<1>(), j);
+}
+
+template <class T>
+void finish_logits(const LogitFinish<T>& finish, T* logits, std::int64_t stride, std::int64_t rows, std::int64_t cols) {
+    for (std::int64_t i = 0; i < rows; ++i) {
+        T* const row = logits + i * stride;
+        each_column<T>(cols, [&](auto lanes, std::int64_t j) {
+            constexpr int kN = decltype(lanes)::value;
+            auto z = load<T, kN>(row + j);
+            if (finish.poisoned) z += z - z;
+            if (finish.bias) z += load<T, kN>(finish.bias + j);
+            if (finish.cap > 0) {
+                // tanh x = (1 - e^(-2 x)) / (1 + e^(-2 x)) for x >= 0
+                const auto less =
+                    exp2_less<T, kN>(magnitude<T, kN>(z) * static_cast<T>(-2 * kLog2E) / finish.cap, T(1));
+                const auto tanh = less / (less + T(2)) * finish.cap;
+                const auto capped = z < T(0) ? tanh : -tanh;
+                // a label that cannot be stays one
+                z = z == -kInfinity<T> ? z : capped;
+            }
+            store<T, kN>(row + j, z * finish.scale);
+        });
+    }
+}
+
+// Sums over the columns of one row: as many in vectors as in the rest that is no whole vector.
+template <class T, int kCount>
+struct RowSums {
+    static constexpr int kLanes = Shape<T>::kLanes;
+    Vector<T, kLanes> vectors[kCount] = {};
+    Vector<T, 1> rest[kCount] = {};
+
+    template <int kN>
+    Vector<T, kN>& at(int which) {
+        if constexpr (kN == kLanes)
+            return vectors[which];
+        else
+            return rest[which];
+    }
+
+    double total(int which) const {
+        const double sum = static_cast<double>(sum_lanes<T, kLanes>(vectors[which]));
+        return kLanes == 1 ? sum : sum + static_cast<double>(rest[which][0]);
+    }
+
+    T most(int which) const {
+        const T found = largest_lane<T, kLanes>(vectors[which]);
+        return rest[which][0] > found ? rest[which][0] : found;
+    }
+};
+
+// where the largest element of a row is, given the largest of each lane; the lowest place among equals
+template <class T>
+inline std::int64_t place_of_largest(const T* row, std::int64_t cols, T value,
+                                     Vector<T, Shape<T>::kLanes> largest_of_lanes) {
+    constexpr int kLanes = Shape<T>::kLanes;
+    const std::int64_t whole = cols / kLanes * kLanes;
+    std::int64_t found = cols;
+    for (std::int64_t lane = 0; lane < kLanes; ++lane)
+        if (largest_of_lanes[lane] == value)
+            for (std::int64_t j = lane; j < whole && j < found; j += kLanes)
+                if (row[j] == value) found = j;
+    for (std::int64_t j = whole; j < found; ++j)
+        if (row[j] == value) found = j;
+    // only NaN, which equals nothing
+    return found < cols ? found : 0;
+}
+
+template <class T, bool kMasked, bool kSquares>
+void sums_of(const LogitRows<T>& z, std::int64_t rows, std::int64_t cols, std::int64_t first, const LogitSums& out) {
+    for (std::int64_t i = 0; i < rows; ++i) {
+        const T* const row = z.data + i * z.stride;
+        RowSums<T, 1> most;
+        most.vectors[0] = broadcast<T, Shape<T>::kLanes>(-kLargest<T>);
+        most.rest[0] = broadcast<T, 1>(-kLargest<T>);
+        each_column<T>(cols, [&](auto lanes, std::int64_t j) {
+            constexpr int kN = decltype(lanes)::value;
+            auto& m = most.template at<kN>(0);
+            m = larger<T, kN>(load<T, kN>(row + j), m);
+        });
+        const T m = most.most(0);
+        RowSums<T, 3> sums;
+        each_column<T>(cols, [&](auto lanes, std::int64_t j) {
+            constexpr int kN = decltype(lanes)::value;
+            auto a = load<T, kN>(row + j) - m;
+            auto e = exp_below<T, kN>(a);
+            if constexpr (kMasked) {
+                e = a == -kInfinity<T> ? Vector<T, kN>{} : e;
+                a = a == -kInfinity<T> ? Vector<T, kN>{} : a;
+            }
+            sums.template at<kN>(0) += e;
+            sums.template at<kN>(1) += e * a;
+            if constexpr (kSquares) sums.template at<kN>(2) += e * e;
+        });
+        out.largest[i] = static_cast<double>(m);
+        out.sum[i] = sums.total(0);
+        out.weighted[i] = sums.total(1) + static_cast<double>(m) * sums.total(0);
+        if constexpr (kSquares) out.squares[i] = sums.total(2);
+        out.top[i] = first + place_of_largest(row, cols, m, most.vectors[0]);
+    }
+}
+
+template <class T>
+void logit_sums(const LogitRows<T>& z, std::int64_t rows, std::int64_t cols, std::int64_t first, const LogitSums& out) {
+    if (z.masked)
+        out.squares ? sums_of<T, true, true>(z, rows, cols, first, out)
+                    : sums_of<T, true, false>(z, rows, cols, first, out);
+    else
+        out.squares ? sums_of<T, false, true>(z, rows, cols, first, out)
+                    : sums_of<T, false, false>(z, rows, cols, first, out);
+}
+
+// z1 - z2, 0 where both are -inf
+template <class T, int kN, bool kMasked>
+inline Vector<T, kN> difference(Vector<T, kN> z1, Vector<T, kN> z2) {
+    if constexpr (kMasked) return z1 == z2 ? Vector<T, kN>{} : z1 - z2;
+    return z1 - z2;
+}
+
+template <class T, bool kMasked>
+void pair_sums_of(const LogitRows<T>& p, const LogitRows<T>& q, std::int64_t rows, std::int64_t cols,
+                  std::int64_t first, const LogitPairSums& out) {
+    constexpr int kLanes = Shape<T>::kLanes;
+    for (std::int64_t i = 0; i < rows; ++i) {
+        const T *const z1 = p.data + i * p.stride, *const z2 = q.data + i * q.stride;
+        RowSums<T, 3> most;
+        RowSums<T, 2> plain;
+        for (int model = 0; model < 2; ++model) {
+            most.vectors[model] = broadcast<T, kLanes>(-kLargest<T>);
+            most.rest[model] = broadcast<T, 1>(-kLargest<T>);
+        }
+        each_column<T>(cols, [&](auto lanes, std::int64_t j) {
+            constexpr int kN = decltype(lanes)::value;
+            const auto a = load<T, kN>(z1 + j), b = load<T, kN>(z2 + j);
+            const auto delta = difference<T, kN, kMasked>(a, b), size = magnitude<T, kN>(delta);
+            most.template at<kN>(0) = larger<T, kN>(a, most.template at<kN>(0));
+            most.template at<kN>(1) = larger<T, kN>(b, most.template at<kN>(1));
+            most.template at<kN>(2) = larger<T, kN>(size, most.template at<kN>(2));
+            plain.template at<kN>(0) += delta;
+            plain.template at<kN>(1) += size;
+        });
+        const T m1 = most.most(0), m2 = most.most(1), shift = m1 - m2;
+        const double mean = plain.total(0) / static_cast<double>(cols);
+        const T middle = static_cast<T>(mean);
+        enum { kSum1, kWeighted1, kDelta1, kSum2, kWeighted2, kDelta2, kOff, kSquare, kCount };
+        RowSums<T, kCount> sums;
+        each_column<T>(cols, [&](auto lanes, std::int64_t j) {
+            constexpr int kN = decltype(lanes)::value;
+            const auto x = load<T, kN>(z1 + j), y = load<T, kN>(z2 + j);
+            auto a = x - m1, b = y - m2;
+            auto e1 = exp_below<T, kN>(a), e2 = exp_below<T, kN>(b);
+            const auto off = difference<T, kN, kMasked>(x, y) - middle;
+            auto delta1 = a - b, delta2 = delta1;
+            if constexpr (kMasked) {
+                const Vector<T, kN> none{};
+                delta1 = a == -kInfinity<T> ? none : delta1;
+                delta2 = b == -kInfinity<T> ? none : delta2;
+                e1 = a == -kInfinity<T> ? none : e1;
+                e2 = b == -kInfinity<T> ? none : e2;
+                a = a == -kInfinity<T> ? none : a;
+                b = b == -kInfinity<T> ? none : b;
+            }
+            sums.template at<kN>(kSum1) += e1;
+            sums.template at<kN>(kWeighted1) += e1 * a;
+            sums.template at<kN>(kDelta1) += e1 * delta1;
+            sums.template at<kN>(kSum2) += e2;
+            sums.template at<kN>(kWeighted2) += e2 * b;
+            sums.template at<kN>(kDelta2) += e2 * delta2;
+            sums.template at<kN>(kOff) += off;
+            sums.template at<kN>(kSquare) += off * off;
+        });
+        const double about = static_cast<double>(shift);
+        const T most_delta = most.most(2);
+        const bool endless = kMasked && most_delta == kInfinity<T>;
+        out.p.largest[i] = static_cast<double>(m1);
+        out.q.largest[i] = static_cast<double>(m2);
+        out.p.sum[i] = sums.total(kSum1);
+        out.q.sum[i] = sums.total(kSum2);
+        out.p.weighted[i] = sums.total(kWeighted1) + static_cast<double>(m1) * sums.total(kSum1);
+        out.q.weighted[i] = sums.total(kWeighted2) + static_cast<double>(m2) * sums.total(kSum2);
+        out.delta_p[i] = sums.total(kDelta1) + about * sums.total(kSum1);
+        out.delta_q[i] = sums.total(kDelta2) + about * sums.total(kSum2);
+        // the mean was rounded to T: what the sum about it leaves puts it and the square right
+        const double left = sums.total(kOff) / static_cast<double>(cols);
+        out.mean[i] = endless ? kInfinity<double> : static_cast<double>(middle) + left;
+        out.square[i] = endless ? kInfinity<double> : sums.total(kSquare) - left * left * static_cast<double>(cols);
+        out.abs[i] = endless ? kInfinity<double> : plain.total(1);
+        out.most[i] = static_cast<double>(most_delta);
+        out.p.top[i] = first + place_of_largest(z1, cols, m1, most.vectors[0]);
+        out.q.top[i] = first + place_of_largest(z2, cols, m2, most.vectors[1]);
+    }
+}
+
+template <class T>
+void logit_pair_sums(const LogitRows<T>& p, const LogitRows<T>& q, std::int64_t rows, std::int64_t cols,
+                     std::int64_t first, const LogitPairSums& out) {
+    if (p.masked || q.masked)
+        pair_sums_of<T, true>(p, q, rows, cols, first, out);
+    else
+        pair_sums_of<T, false>(p, q, rows, cols, first, out);
+}
+
+// (1 - x) ln(1 - x) + (1 + x) ln(1 + x) for 0 <= x <= 1, given 1 - x and 1 + x with all their digits
+template <class T, int kN>
+inline Vector<T, kN> entropy_lost(Vector<T, kN> x, Vector<T, kN> below, Vector<T, kN> above) {
+    // x^2 sum x^(2 k) / ((k + 1) (2 k + 1)), where the logarithms would cancel
+    constexpr int kTerms = sizeof(T) == 4 ? 6 : 14;
+    const auto square = x * x;
+    auto series = broadcast<T, kN>(T(1) / T((kTerms + 1) * (2 * kTerms + 1)));
+#pragma GCC unroll 16
+    for (int k = kTerms - 1; k >= 0; --k)
+        series = series * square + T(1) / T((k + 1) * (2 * k + 1));
+    const auto least = broadcast<T, kN>(kLargest<T> > T(1e300) ? T(1e-300) : T(1e-37));
+    const auto logs = below * log2_of<T, kN>(larger<T, kN>(below, least)) + above * log2_of<T, kN>(above);
+    return x < T(0.3) ? series * square : logs * static_cast<T>(kLn2);
+}
+
+template <class T>
+void logit_divergences(const LogitRows<T>& p, const LogitRows<T>& q, const double* lse_p, const double* lse_q,
+                       std::int64_t rows, std::int64_t cols, double* js, double* tv) {
+    for (std::int64_t i = 0; i < rows; ++i) {
+        const T *const z1 = p.data + i * p.stride, *const z2 = q.data + i * q.stride;
+        // both shifts are rounded, and what rounding takes off the difference of the normalisers goes into it again
+        const T shift1 = static_cast<T>(lse_p[i]), shift2 = static_cast<T>(lse_q[i]);
+        const T left =
+            static_cast<T>((lse_p[i] - static_cast<double>(shift1)) - (lse_q[i] - static_cast<double>(shift2)));
+        RowSums<T, 2> sums;
+        each_column<T>(cols, [&](auto lanes, std::int64_t j) {
+            constexpr int kN = decltype(lanes)::value;
+            const auto a = load<T, kN>(z1 + j) - shift1, b = load<T, kN>(z2 + j) - shift2;
+            const auto top = larger<T, kN>(a, b);
+            const auto gap = magnitude<T, kN>((a - b) - left);
+            auto less = exp2_less<T, kN>(gap * static_cast<T>(-kLog2E), T(1));
+            auto most = exp2_less<T, kN>((top < T(0) ? top : Vector<T, kN>{}) * static_cast<T>(kLog2E), T(0));
+            // -inf in both is probability 0 in both
+            most = top == -kInfinity<T> ? Vector<T, kN>{} : most;
+            less = top == -kInfinity<T> ? Vector<T, kN>{} : less;
+            // of the larger probability: the other one is (1 + less) times it, both together are `both` times it
+            const auto both = less + T(2);
+            const auto x = -less / both;
+            sums.template at<kN>(0) += most * both * entropy_lost<T, kN>(x, (less + T(1)) * T(2) / both, T(2) / both);
+            sums.template at<kN>(1) += most * -less;
+        });
+        js[i] = sums.total(0) / 4;
+        tv[i] = sums.total(1) / 2;
+    }
+}
+
+template <class T>
+constexpr LogitOps<T> kLogitOps = {widen<T>, finish_logits<T>, logit_sums<T>, logit_pair_sums<T>, logit_divergences<T>};
+
+// visit(first row) of whole vectors of rows, which arrays are padded to
+template <class Visit>
+inline void each_rows(std::int64_t rows, const Visit& visit) {
+    for (std::int64_t i = 0; i < rows; i += Shape<double>::kLanes)
+        visit(i);
+}
+
+using Doubles = Vector<double, Shape<double>::kLanes>;
+
+inline Doubles at(const double* from) {
+    return load<double, Shape<double>::kLanes>(from);
+}
+
+inline void put(double* to, Doubles values) {
+    store<double, Shape<double>::kLanes>(to, values);
+}
+
+// what sums about the maxima of both parts are multiplied by, for the larger of them; the new maxima replace the old
+struct Factors {
+    Doubles from, to;
+};
+
+inline Factors merge_largest(const LogitSums& from, const LogitSums& to, std::int64_t i) {
+    const Doubles theirs = at(from.largest + i), mine = at(to.largest + i);
+    const Doubles most = theirs > mine ? theirs : mine;
+    put(to.largest + i, most);
+    for (int lane = 0; lane < Shape<double>::kLanes; ++lane)
+        if (theirs[lane] > mine[lane]) to.top[i + lane] = from.top[i + lane];
+    return {exp_below<double, Shape<double>::kLanes>(theirs - most),
+            exp_below<double, Shape<double>::kLanes>(mine - most)};
+}
+
+inline void merge_scaled(const double* from, double* to, std::int64_t i, const Factors& by) {
+    put(to + i, at(from + i) * by.from + at(to + i) * by.to);
+}
+
+inline void merge_row_sums(const LogitSums& from, const LogitSums& to, std::int64_t i, const Factors& by) {
+    merge_scaled(from.sum, to.sum, i, by);
+    merge_scaled(from.weighted, to.weighted, i, by);
+    if (from.squares) merge_scaled(from.squares, to.squares, i, {by.from * by.from, by.to * by.to});
+}
+
+inline void merge_logit_sums(const LogitSums& from, const LogitSums& to, std::int64_t rows) {
+    each_rows(rows, [&](std::int64_t i) { merge_row_sums(from, to, i, merge_largest(from, to, i)); });
+}
+
+inline void merge_logit_pair_sums(const LogitPairSums& from, std::int64_t from_cols, const LogitPairSums& to,
+                                  std::int64_t to_cols, std::int64_t rows) {
+    const double all = static_cast<double>(from_cols + to_cols), share = static_cast<double>(from_cols) / all;
+    const double between = static_cast<double>(to_cols) * share;
+    each_rows(rows, [&](std::int64_t i) {
+        const Factors by_p = merge_largest(from.p, to.p, i), by_q = merge_largest(from.q, to.q, i);
+        merge_row_sums(from.p, to.p, i, by_p);
+        merge_row_sums(from.q, to.q, i, by_q);
+        merge_scaled(from.delta_p, to.delta_p, i, by_p);
+        merge_scaled(from.delta_q, to.delta_q, i, by_q);
+        // an infinite mean, of labels that only one model can predict, stays
+        const Doubles theirs = at(from.mean + i), mine = at(to.mean + i), most = theirs > mine ? theirs : mine;
+        const auto endless = most == kInfinity<double>;
+        const Doubles step = endless ? Doubles{} : theirs - mine;
+        put(to.mean + i, endless ? most : mine + step * share);
+        put(to.square + i, at(to.square + i) + at(from.square + i) + step * step * between);
+        put(to.abs + i, at(to.abs + i) + at(from.abs + i));
+        const Doubles their_most = at(from.most + i), my_most = at(to.most + i);
+        put(to.most + i, their_most > my_most ? their_most : my_most);
+    });
+}
+
+constexpr LogitMerge kLogitMerge = {merge_logit_sums, merge_logit_pair_sums};
+
+}  // namespace gramless::GRAMLESS_LEVEL

@@ -1,0 +1,307 @@
+// The pass over tiles of logits that logsumexp and logit_pairs share: rows of hidden states against blocks of labels.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "core/array_scans.hpp"
+#include "core/ordered_loop.hpp"
+#include "kernels/bf16_rows.hpp"
+#include "kernels/logit_choice.hpp"
+#include "kernels/row_panels.hpp"
+
+namespace gramless {
+
+// one model during a pass
+template <class T>
+class LogitHead {
+  public:
+    LogitHead(const LogitModel& model, const LogitChoice& choice, const LogitCut& cut, std::size_t workers)
+        : model_(model),
+          choice_(choice),
+          cut_(cut),
+          unit_(unit_of(model)),
+          no_centre_(model.width()),
+          hidden_(model.h, no_centre_.data(), cut.block_rows, index_of(choice.all_rows, choice.rows)),
+          workers_(workers) {
+        no_centre_.zero();
+        if (model.given) return;
+        if (unit_) {
+            hidden_bf16_ = std::make_unique<Bf16Rows>(model.h, index_of(choice.all_rows, choice.rows), cut.block_rows);
+            return;
+        }
+        hidden_memory_ = AlignedBuffer<T>(hidden_.elements());
+        hidden_.set_memory(hidden_memory_.data());
+    }
+
+    // tiles hold -inf
+    void expect_masked() { masked_ = true; }
+
+    void point_at(std::int64_t first, std::int64_t rows, int threads) {
+        hidden_.point_at(first, rows);
+        if (model_.given) return;
+        if (unit_) hidden_bf16_->point_at(first, rows);
+        std::atomic<bool> finite{true};
+        parallel_for(
+            unit_ ? hidden_bf16_->blocks() : hidden_.panels(), threads,
+            [&](std::int64_t index, int) {
+                if (!(unit_ ? hidden_bf16_->pack(index, unit_->pack_left) : pack(hidden_, index))) finite = false;
+            },
+            choice_.poll);
+        hidden_finite_ = finite;
+        if (!finite && choice_.check_finite) refuse_hidden(first, rows);
+    }
+
+    // false if they are not finite, and ought to be
+    bool pack_labels(std::size_t worker, std::int64_t begin, std::int64_t count) {
+        Worker& mine = workers_[worker];
+        if (!mine.tile) mine.tile = AlignedBuffer<T>(kLogitTile * kStride);
+        if (model_.bias && !mine.bias) mine.bias = AlignedBuffer<T>(cut_.block_labels);
+        for (std::int64_t k = 0; k < count && model_.bias; ++k)
+            mine.bias[k] = static_cast<T>(model_.bias[label(begin + k)]);
+        if (model_.given) return true;
+        mine.finite = unit_ ? pack_labels_bf16(mine, begin, count) : pack_labels_in_type(mine, begin, count);
+        return mine.finite || !choice_.check_finite;
+    }
+
+    // logits of rows from `row` of the block on, for the labels that were packed
+    LogitRows<T> tile(std::size_t worker, std::int64_t row, std::int64_t rows, std::int64_t begin, std::int64_t count) {
+        Worker& mine = workers_[worker];
+        const LogitOps<T>& ops = logit_ops<T>(tile_kernels());
+        T* const logits = mine.tile.data();
+        if (model_.given)
+            widen(row, rows, begin, count, logits);
+        else if constexpr (std::is_same_v<T, float>)
+            unit_ ? multiply_bf16(mine, row, rows, logits)
+                  : multiply_tile(hidden_, row, rows, *mine.panels, 0, count, false, logits, kStride);
+        else
+            multiply_tile(hidden_, row, rows, *mine.panels, 0, count, false, logits, kStride);
+        const LogitFinish<T> finish{model_.bias ? mine.bias.data() : nullptr, static_cast<T>(1 / choice_.temperature),
+                                    static_cast<T>(model_.cap), !model_.given && !(hidden_finite_ && mine.finite)};
+        if (finish.bias || finish.scale != 1 || finish.cap > 0 || finish.poisoned)
+            ops.finish(finish, logits, kStride, rows, count);
+        return {logits, kStride, masked_};
+    }
+
+    // throws for the first of the labels that count and are not finite
+    void refuse_labels() const {
+        if (model_.given) return;
+        const std::int64_t count = cut_.labels;
+        for (std::int64_t k = 0; k < count; ++k)
+            refuse_row(model_.w, label(k), model_.w_name);
+    }
+
+    // throws for a row that has no label with a finite logit
+    void refuse_empty(std::int64_t row) const {
+        if (!model_.given) return;
+        std::vector<double> values(static_cast<std::size_t>(model_.h.cols));
+        logit_ops<double>(tile_kernels()).widen(model_.h, source_row(row), 0, nullptr, model_.h.cols, values.data());
+        if (std::all_of(values.begin(), values.end(), [](double z) { return std::isinf(z); }))
+            throw std::invalid_argument(std::string(choice_.function) + ": row " + std::to_string(source_row(row)) +
+                                        " of " + model_.h_name + " has no label that can be: all its logits are -inf");
+    }
+
+  private:
+    // of the model's array, for a row that counts
+    std::int64_t source_row(std::int64_t row) const {
+        return choice_.all_rows ? row : choice_.rows[static_cast<std::size_t>(row)];
+    }
+
+    // a cache line more than the tile, so that its rows do not all fall into the same cache sets
+    static constexpr std::int64_t kStride = kLogitTile + 64 / static_cast<std::int64_t>(sizeof(T));
+
+    struct Worker {
+        AlignedBuffer<T> tile, bias, memory;
+        std::unique_ptr<RowPanels<T>> panels;
+        std::unique_ptr<Bf16Rows> blocks;
+        bool finite = true;
+    };
+
+    static const std::int64_t* index_of(bool all, const std::vector<std::int64_t>& chosen) {
+        return all ? nullptr : chosen.data();
+    }
+
+    // what multiplies bfloat16 without widening it; none for other types
+    static const Bf16Ops* unit_of(const LogitModel& model) {
+        const bool fits =
+            std::is_same_v<T, float> && !model.given && Bf16Rows::takes(model.h) && Bf16Rows::takes(model.w);
+        return fits ? bf16_ops() : nullptr;
+    }
+
+    bool pack(RowPanels<T>& panels, std::int64_t index) const {
+        panels.pack(index);
+        return panels.finite(index);
+    }
+
+    bool pack_labels_in_type(Worker& mine, std::int64_t begin, std::int64_t count) {
+        if (!mine.panels) {
+            mine.panels = std::make_unique<RowPanels<T>>(model_.w, no_centre_.data(), cut_.block_labels,
+                                                         index_of(choice_.all_labels, choice_.labels));
+            mine.memory = AlignedBuffer<T>(mine.panels->elements());
+            mine.panels->set_memory(mine.memory.data());
+        }
+        mine.panels->point_at(begin, count);
+        bool finite = true;
+        for (std::int64_t panel = 0; panel < mine.panels->panels(); ++panel)
+            finite &= pack(*mine.panels, panel);
+        return finite;
+    }
+
+    bool pack_labels_bf16(Worker& mine, std::int64_t begin, std::int64_t count) {
+        if (!mine.blocks)
+            mine.blocks =
+                std::make_unique<Bf16Rows>(model_.w, index_of(choice_.all_labels, choice_.labels), cut_.block_labels);
+        mine.blocks->point_at(begin, count);
+        bool finite = true;
+        for (std::int64_t block = 0; block < mine.blocks->blocks(); ++block)
+            finite &= mine.blocks->pack(block, unit_->pack_right);
+        return finite;
+    }
+
+    void widen(std::int64_t row, std::int64_t rows, std::int64_t begin, std::int64_t count, T* logits) const {
+        const std::int64_t* const index = choice_.all_labels ? nullptr : choice_.labels.data() + begin;
+        for (std::int64_t r = 0; r < rows; ++r) {
+            const std::int64_t from = source_row(hidden_.first() + row + r);
+            const bool possible =
+                logit_ops<T>(tile_kernels()).widen(model_.h, from, begin, index, count, logits + r * kStride);
+            if (!possible && choice_.check_finite) refuse(model_.h, from, model_.h_name);
+        }
+    }
+
+    void refuse_hidden(std::int64_t first, std::int64_t rows) const {
+        for (std::int64_t row = first; row < first + rows; ++row)
+            refuse_row(model_.h, source_row(row), model_.h_name);
+    }
+
+    // throws if a row is not finite
+    void refuse_row(const ArrayView& of, std::int64_t row, const char* name) const {
+        const ArrayView one{of.at(row, 0), of.dtype, 1, of.cols, of.row_stride, of.col_stride};
+        if (first_non_finite_chunk(one) >= 0) refuse(of, row, name);
+    }
+
+    [[noreturn]] void refuse(const ArrayView& of, std::int64_t row, const char* name) const {
+        const std::int64_t first = row / kChunkRows * kChunkRows, last = std::min(first + kChunkRows, of.rows) - 1;
+        throw std::invalid_argument(std::string(choice_.function) + ": " + name + " has non-finite values in rows " +
+                                    std::to_string(first) + ".." + std::to_string(last));
+    }
+
+    void multiply_bf16(Worker& mine, std::int64_t row, std::int64_t rows, float* logits) {
+        const std::int64_t blocks = 2 * ceil_div(rows, 2 * kBf16Rows);
+        unit_->product(hidden_bf16_->block(row / kBf16Rows), blocks, mine.blocks->block(0), mine.blocks->blocks(),
+                       model_.width(), logits, kStride);
+    }
+
+    std::int64_t label(std::int64_t place) const {
+        return choice_.all_labels ? place : choice_.labels[static_cast<std::size_t>(place)];
+    }
+
+    const LogitModel& model_;
+    const LogitChoice& choice_;
+    const LogitCut cut_;
+    const Bf16Ops* unit_;
+    AlignedBuffer<T> no_centre_, hidden_memory_;
+    RowPanels<T> hidden_;
+    std::unique_ptr<Bf16Rows> hidden_bf16_;
+    std::vector<Worker> workers_;
+    bool masked_ = false, hidden_finite_ = true;
+};
+
+// One or two models over the same rows and labels.
+template <class T>
+class LogitPass {
+  public:
+    LogitPass(const std::vector<const LogitModel*>& models, const LogitChoice& choice, std::int64_t most_rows)
+        : choice_(choice) {
+        std::int64_t width = 0;
+        for (const LogitModel* model : models)
+            width += model->width();
+        const std::int64_t labels =
+            choice.all_labels ? models[0]->labels() : static_cast<std::int64_t>(choice.labels.size());
+        const std::int64_t rows = choice.all_rows ? models[0]->h.rows : static_cast<std::int64_t>(choice.rows.size());
+        cut_ = LogitCut::of<T>(rows, labels, width);
+        cut_.block_rows = std::min(cut_.block_rows, most_rows);
+        threads_ = threads_for(2.0 * static_cast<double>(rows) * static_cast<double>(labels) *
+                               static_cast<double>(width + 16));
+        const bool masked = std::any_of(models.begin(), models.end(), [&](const LogitModel* m) { return masks(*m); });
+        heads_.reserve(models.size());
+        for (const LogitModel* model : models) {
+            heads_.emplace_back(*model, choice, cut_, static_cast<std::size_t>(threads_));
+            if (masked) heads_.back().expect_masked();
+        }
+    }
+
+    const LogitCut& cut() const { return cut_; }
+    int threads() const { return threads_; }
+
+    // visit(first row, rows) of blocks of rows, whose tiles are then at hand
+    template <class Visit>
+    void each_block(const Visit& visit) {
+        for (std::int64_t first = 0; first < cut_.rows; first += cut_.block_rows) {
+            const std::int64_t rows = std::min(cut_.block_rows, cut_.rows - first);
+            for (LogitHead<T>& head : heads_)
+                head.point_at(first, rows, threads_);
+            visit(first, rows);
+        }
+    }
+
+    // reduce(worker, row of the block, rows, slab of labels, logits of each model) of every tile, in any order; then
+    // add(worker, slab) of every block of labels, in their order
+    template <class Reduce, class Add>
+    void each_tile(std::int64_t block_rows, const Reduce& reduce, const Add& add) {
+        ordered_loop(
+            cut_.labels, cut_.block_labels, threads_,
+            [&](const Slab& slab, int index) {
+                const auto worker = static_cast<std::size_t>(index);
+                const std::int64_t count = slab.end - slab.begin;
+                bool finite = true;
+                for (LogitHead<T>& head : heads_)
+                    finite &= head.pack_labels(worker, slab.begin, count);
+                // in the order of the models and their labels, whoever found them first
+                if (!finite)
+                    for (const LogitHead<T>& head : heads_)
+                        head.refuse_labels();
+                const std::int64_t width = tile_ops<T>(tile_kernels()).width, step = kLogitTile / width * width;
+                for (std::int64_t row = 0; row < block_rows; row += step) {
+                    const std::int64_t rows = std::min(step, block_rows - row);
+                    LogitRows<T> logits[2] = {};
+                    for (std::size_t m = 0; m < heads_.size(); ++m)
+                        logits[m] = heads_[m].tile(worker, row, rows, slab.begin, count);
+                    reduce(worker, row, rows, slab, logits);
+                }
+            },
+            [&](const Slab& slab, int worker) { add(static_cast<std::size_t>(worker), slab); }, choice_.poll);
+    }
+
+    // What is to blame for a row whose sums are not finite although its arrays are.
+    [[noreturn]] void refuse(std::int64_t row) const {
+        for (const LogitHead<T>& head : heads_)
+            head.refuse_empty(row);
+        throw std::invalid_argument(std::string(choice_.function) +
+                                    ": logits overflow although the input is finite; scale it down");
+    }
+
+  private:
+    // whether logits may be -inf
+    static bool masks(const LogitModel& model) {
+        bool found = model.given;
+        for (std::int64_t k = 0; k < model.labels() && model.bias; ++k)
+            found |= model.bias[k] == -std::numeric_limits<double>::infinity();
+        return found;
+    }
+
+    const LogitChoice& choice_;
+    LogitCut cut_{};
+    int threads_ = 1;
+    std::vector<LogitHead<T>> heads_;
+};
+
+}  // namespace gramless

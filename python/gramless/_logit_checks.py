@@ -1,0 +1,196 @@
+"""Checks of what logits are made of: models as hidden states and unembeddings, and the rows and labels that count."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _checks
+from ._arrays import readable
+from ._checks import Array
+
+# of a target: the row has none among these labels
+NO_TARGET = -1
+
+
+@dataclass(frozen=True)
+class Head:
+    """One model, checked."""
+
+    h: Array  # (N, d), or the logits (N, V)
+    w: Array | None  # (V, d)
+    b: NDArray[np.float64] | None  # (V,)
+    softcap: float | None
+    number: str  # of the model in the names of its arguments
+
+    @property
+    def labels(self) -> int:
+        """Number of labels V."""
+        return int(self.h.shape[1] if self.w is None else self.w.shape[0])
+
+    @property
+    def possible(self) -> NDArray[np.bool_]:
+        """Labels (V,) that are not masked."""
+        return np.ones(self.labels, dtype=bool) if self.b is None else self.b > -np.inf
+
+    def arrays(self, backend: str) -> tuple[Array, Array | None]:
+        """Return h and w as a backend takes them."""
+        if backend != "reference":
+            return self.h, self.w
+        return _checks.to_numpy(self.h), None if self.w is None else _checks.to_numpy(self.w)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Rows and labels that count, as the kernels take them."""
+
+    labels: NDArray[np.int64] | None  # (V',), in order
+    mask: NDArray[np.bool_] | None  # (N,)
+    targets: NDArray[np.int64] | None  # (N,), a label that counts for each row that does
+    without_target: NDArray[np.bool_] | None  # (N',), of the rows that count
+    n: int  # N'
+
+
+def head(function: str, h: Any, w: Any, b: Any, softcap: Any, number: str = "") -> Head:
+    """Return one model; number is that of its arguments, empty if there is one model."""
+    h = _checks.rows(function, f"h{number}", h, allow_empty=True)
+    if w is not None:
+        w = _checks.rows(function, f"w{number}", w)
+        if w.shape[1] != h.shape[1]:
+            swapped = f"; w{number} has one row for each label, use w{number}.T" if w.shape[0] == h.shape[1] else ""
+            raise ValueError(
+                f"{function}: expected h{number} (N, d) and w{number} (V, d) with the same number of features, got "
+                f"h{number} {tuple(h.shape)} and w{number} {tuple(w.shape)}{swapped}"
+            )
+    cap = None if softcap is None else _checks.above_zero(function, f"softcap{number}", softcap)
+    made = Head(h, w, None, cap, number)
+    return made if b is None else Head(h, w, _bias(function, made, b), cap, number)
+
+
+def _bias(function: str, of: Head, b: Any) -> NDArray[np.float64]:
+    """Return a bias as contiguous float64 of shape (V,); -inf masks a label."""
+    name, found = f"b{of.number}", readable(b)
+    if found is None or (found.dtype.kind not in "fiu" and found.dtype.name != "bfloat16"):
+        kind = type(b).__name__ if found is None else f"dtype {found.dtype}"
+        raise TypeError(f"{function}: expected {name} to be an array of real numbers, got {kind}")
+    if found.shape != (of.labels,):
+        raise ValueError(f"{function}: expected {name} of shape {(of.labels,)}, one for each label, got {found.shape}")
+    made = np.array(found, dtype=np.float64, order="C")
+    if np.isnan(made).any() or (made == np.inf).any():
+        label = int(np.argmax(np.isnan(made) | (made == np.inf)))
+        raise ValueError(f"{function}: expected {name} finite, or -inf to mask a label, got {made[label]} of {label}")
+    return made
+
+
+def pair(function: str, first: Head, second: Head) -> None:
+    """Refuse two models that are not of the same rows and labels."""
+    _checks.same_rows(function, {f"h{first.number}": first.h, f"h{second.number}": second.h})
+    if first.labels != second.labels:
+        larger, least = max((first, second), key=lambda of: of.labels), min(first.labels, second.labels)
+        name = f"h{larger.number}[:, :{least}]" if larger.w is None else f"w{larger.number}[:{least}]"
+        bias = "" if larger.b is None else f" and b{larger.number}[:{least}]"
+        raise ValueError(
+            f"{function}: expected the same labels in both models, got {first.labels} of model {first.number} and "
+            f"{second.labels} of model {second.number}; pass {name}{bias} if the first {least} labels are the same, "
+            "and labels= for those of them that both models share"
+        )
+
+
+def choice(function: str, heads: Sequence[Head], labels: Any, mask: Any, targets: Any = None) -> Choice:
+    """Return the rows and labels that count of one or two models over the same labels."""
+    n, count = int(heads[0].h.shape[0]), heads[0].labels
+    chosen = None if labels is None else _labels(function, labels, count)
+    kept = np.ones(count, dtype=bool)
+    if chosen is not None:
+        kept[:] = False
+        kept[chosen] = True
+    for of in heads:
+        if not (kept & of.possible).any():
+            raise ValueError(f"{function}: b{of.number} masks every label, expected one that is above -inf")
+    rows = None if mask is None else _mask(function, mask, n)
+    if targets is None:
+        return Choice(chosen, rows, None, None, n if rows is None else int(rows.sum()))
+    kept &= np.logical_or.reduce([of.possible for of in heads])
+    counted = np.arange(n) if rows is None else np.flatnonzero(rows)
+    made = _targets(function, targets, n, counted, kept)
+    without = made[counted] == NO_TARGET
+    # kernels want a label that counts: what it gives is dropped
+    made[counted[without]] = np.argmax(kept)
+    return Choice(chosen, rows, made, without, len(counted))
+
+
+def _whole(function: str, name: str, value: Any, shape: str) -> NDArray[Any]:
+    found = readable(value)
+    if found is None or found.dtype.kind not in "iu":
+        kind = type(value).__name__ if found is None else f"dtype {found.dtype}"
+        use = f"; use np.flatnonzero({name})" if kind == "dtype bool" else ""
+        raise TypeError(f"{function}: expected {name} to be whole numbers of shape {shape}, got {kind}{use}")
+    return found
+
+
+def _labels(function: str, labels: Any, count: int) -> NDArray[np.int64]:
+    """Return labels in order, since the lowest of equals is the top."""
+    found = _whole(function, "labels", labels, "(V',)")
+    if found.ndim != 1 or not found.size:
+        raise ValueError(f"{function}: expected labels of shape (V',), at least one, got shape {found.shape}")
+    wrong = (found < 0) | (found >= count)
+    if wrong.any():
+        raise ValueError(f"{function}: expected labels from 0 to {count - 1}, got {found[np.argmax(wrong)]}")
+    made = np.sort(found.astype(np.int64))
+    twice = made[1:] == made[:-1]
+    if twice.any():
+        raise ValueError(f"{function}: expected each label once, got {made[int(np.argmax(twice))]} twice")
+    return made
+
+
+def _mask(function: str, mask: Any, n: int) -> NDArray[np.bool_]:
+    found = readable(mask)
+    if found is None or found.dtype != np.bool_:
+        kind = type(mask).__name__ if found is None else f"dtype {found.dtype}"
+        raise TypeError(f"{function}: expected mask to be an array of bool, True for rows that count, got {kind}")
+    if found.shape != (n,):
+        raise ValueError(f"{function}: expected mask of shape {(n,)}, one for each row, got {found.shape}")
+    return np.ascontiguousarray(found)
+
+
+def _targets(
+    function: str, targets: Any, n: int, counted: NDArray[np.int64], kept: NDArray[np.bool_]
+) -> NDArray[np.int64]:
+    """Return a copy of the targets; only those of rows that count are looked at."""
+    found = _whole(function, "targets", targets, "(N,)")
+    if found.shape != (n,):
+        raise ValueError(f"{function}: expected targets of shape {(n,)}, one for each row, got {found.shape}")
+    seen = found[counted]
+    wrong = (seen < NO_TARGET) | (seen >= len(kept))
+    if wrong.any():
+        k = int(np.argmax(wrong))
+        raise ValueError(
+            f"{function}: expected targets from 0 to {len(kept) - 1}, or {NO_TARGET} for none, got {seen[k]} in row "
+            f"{counted[k]}; mask= leaves rows out"
+        )
+    left_out = (seen != NO_TARGET) & ~kept[seen]
+    if left_out.any():
+        k = int(np.argmax(left_out))
+        raise ValueError(f"{function}: target {seen[k]} of row {counted[k]} is not among the labels, or masked")
+    made = np.zeros(n, dtype=np.int64)
+    made[counted] = seen
+    return made
+
+
+def log_normalisers(function: str, name: str, value: Any, n: int, nonfinite: str) -> NDArray[np.float64]:
+    """Return lse_p or lse_q as contiguous float64 of shape (N',)."""
+    found = readable(value)
+    if found is None or found.dtype != np.float64:
+        kind = type(value).__name__ if found is None else f"dtype {found.dtype}"
+        raise TypeError(f"{function}: expected {name} to be a float64 array, as logit_pairs returns it, got {kind}")
+    if found.shape != (n,):
+        raise ValueError(
+            f"{function}: expected {name} of shape {(n,)}, one for each row that counts, got {found.shape}"
+        )
+    if nonfinite == "raise" and not np.isfinite(found).all():
+        raise ValueError(f"{function}: {name} has non-finite values")
+    return np.ascontiguousarray(found)
