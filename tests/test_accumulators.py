@@ -76,6 +76,67 @@ def grid_subject(name: str, rows: contract.Rows) -> Subject:
     )  # fmt: skip
 
 
+def logit_distance_subject(h1: np.ndarray, h2: np.ndarray) -> Subject:
+    rng = np.random.default_rng(9)
+    pair = gl.UnembeddingPair(rng.standard_normal((30, 13)), rng.standard_normal((30, 7)))
+    poisoned = h2[:9].copy()
+    poisoned[5, 2] = np.inf
+
+    def numbers(value: float, stderr: float, mean_square: float, n: int) -> dict[str, np.ndarray]:
+        made = {"value": value, "stderr": stderr, "mean_square": mean_square, "n": n}
+        return {name: np.array(float(number)) for name, number in made.items()}
+
+    whole = gl.LogitDistance(pair).update(h1, h2).finalize()
+    return Subject(
+        "LogitDistance",
+        lambda: gl.LogitDistance(pair),
+        (h1, h2),
+        lambda result: numbers(**vars(result)),
+        lambda _: numbers(**vars(whole)),
+        (
+            ((h1[:5], h2[:6]), ValueError, "same number of rows"),
+            ((h1[:5, :12], h2[:5]), ValueError, "hidden size 13"),
+            ((h1[:5], h2[:5, :3]), ValueError, "hidden size 7"),
+            ((h1[:9], poisoned), ValueError, "h2 has non-finite values in row 5"),
+            ((h1[:5].astype(np.int64), h2[:5]), TypeError, "dtype"),
+            ((h1[:5], h2[0]), ValueError, "2-d"),
+            (("rows", h2[:5]), TypeError, "array"),
+        ),
+    )
+
+
+def logit_pairs_subject(h1: np.ndarray, h2: np.ndarray) -> Subject:
+    rng = np.random.default_rng(9)
+    w1, w2 = rng.standard_normal((30, 13)), rng.standard_normal((30, 7))
+    poisoned = h1[:9].copy()
+    poisoned[5, 2] = np.nan
+    # every value of a row is a sum of terms that are no larger than its logits
+    largest = float(np.abs(h1).max() * np.abs(w1).sum(1).max() + np.abs(h2).max() * np.abs(w2).sum(1).max())
+
+    def values(found: gl.LogitComparison) -> dict[str, np.ndarray]:
+        numbers = {name: getattr(found, name) for name in ("n", "labels", *found.stderr) if "perplexity" not in name}
+        numbers |= {f"stderr.{name}": found.stderr[name] for name in numbers if name in found.stderr}
+        return {name: np.array(float(number)) for name, number in numbers.items()}
+
+    whole = values(gl.LogitPairs(w1, w2).update(h1, h2).finalize())
+    return Subject(
+        "LogitPairs",
+        lambda: gl.LogitPairs(w1, w2),
+        (h1, h2),
+        values,
+        lambda _: dict.fromkeys(whole, np.array(largest)),
+        (
+            ((h1[:5], h2[:6]), ValueError, "same number of rows"),
+            ((h1[:5, :12], h2[:5]), ValueError, "same number of features"),
+            ((h1[:5], h2[:5, :3]), ValueError, "same number of features"),
+            ((poisoned, h2[:9]), ValueError, r"LogitPairs\.update: h1 has non-finite values in rows 0\.\.8"),
+            ((h1[:5].astype(np.int64), h2[:5]), TypeError, "dtype"),
+            ((h1[:5], h2[0]), ValueError, "2-d"),
+            (("rows", h2[:5]), TypeError, "array"),
+        ),
+    )
+
+
 def subjects() -> list[Subject]:
     x, y = pair_rows()
     xs, ys = layer_rows()
@@ -98,6 +159,8 @@ def subjects() -> list[Subject]:
                 (("rows", y[:5]), TypeError, "array"),
             ),
         ),
+        logit_distance_subject(x, y),
+        logit_pairs_subject(x, y),
         grid_subject("LayerGrid of two models", (xs, ys)),
         grid_subject("LayerGrid of one model", (xs, None)),
     ]

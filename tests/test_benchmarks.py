@@ -119,9 +119,14 @@ def test_suites_were_found():
         "bench_compare.CompareFiles",
         "bench_grid.MinibatchGrid",
         "bench_gram_sums.GramSums",
+        "bench_logit_distance.Factor",
+        "bench_logit_distance.FactorRows",
+        "bench_logit_pairs.Divergences",
+        "bench_logit_pairs.LogitPairs",
+        "bench_logsumexp.LogSumExp",
         "bench_moments.Moments",
     }
-    peers = {"bench_peers.LinearPeers", "bench_peers.RbfPeers", "bench_peers.GridPeers"}
+    peers = {f"bench_peers.{name}Peers" for name in ("Linear", "Rbf", "Grid", "Logit", "Distance")}
     assert ours | peers | {"bench_moments.Streaming", "bench_import.timeraw_import"} <= set(SUITES)
 
 
@@ -247,6 +252,14 @@ TABLES = {
     "moments": {"moments"},
     "gram_sums": {"gram_sums", "gram_sums_large"},
     "grid": {"grid"},
+    "logits": {
+        "logits",
+        "divergences",
+        "logit_memory",
+        "peers_logits",
+        "peers_distance",
+        "peers_distance_large",
+    },
     "peers": {"peers_linear", "peers_rbf"},
 }
 
@@ -268,7 +281,7 @@ def test_report_writes_what_it_prints(suite, tmp_path, capsys):
     for rows in written.values():
         assert rows
         for row in rows:
-            assert row["gemm_fraction"] > 0 or not row["agrees"]
+            assert not row["agrees"] or row["gemm_fraction"] > 0
             assert any(line.split()[0] == row.get("peer", row.get("dtype")) for line in lines if line)
 
 
@@ -322,7 +335,7 @@ def test_nan_is_no_answer():
 
 def test_peer_with_another_answer_has_no_ratio(monkeypatch):
     monkeypatch.setattr(peers_linear, "PEERS", dict.fromkeys(("gramless", "numpy-gram"), ()))
-    monkeypatch.setattr(comparison, "agrees", lambda error, dtype: False)
+    monkeypatch.setattr(comparison, "agrees", lambda error, dtype, tolerance: False)
     (ours, peer) = peers_linear.compare(50, 4, 1)
     assert (ours.ratio, peer.ratio, peer.gemm_fraction) == (None, None, None)
     assert "another answer" in tables.line(tables.PEERS, peer)

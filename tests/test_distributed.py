@@ -254,3 +254,65 @@ else:
 def test_without_a_process_group() -> None:
     with pytest.raises(RuntimeError, match=r"Moments\.all_reduce: torch.distributed is not initialised"):
         gl.Moments().all_reduce()
+
+
+def test_logit_distances(tmp_path: Path) -> None:
+    program = """
+w1, w2 = np.random.default_rng(1).standard_normal((2, 50, 9))
+cuts = (0, 30, 30, 120)
+rows = slice(cuts[rank], cuts[rank + 1])
+stream = gl.LogitDistance(gl.UnembeddingPair(w1, w2))
+if rows.start < rows.stop:
+    stream.update(x[rows], x[rows][:, ::-1])
+assert stream.all_reduce() is stream
+np.savez(f"{folder}/{rank}.npz", **stream.state_dict())
+other = gl.LogitDistance(gl.UnembeddingPair(w1, w2 + rank)).update(x, x)
+try:
+    other.all_reduce()
+except ValueError as error:
+    print(error)
+"""
+    said = launch(program, 3, tmp_path)
+    assert all("LogitDistance.all_reduce: processes [1, 2] hold other" in out for out in said)
+    w1, w2 = np.random.default_rng(1).standard_normal((2, 50, 9))
+    x, _ = ROWS.arrays("fp64")
+    pair = gl.UnembeddingPair(w1, w2)
+    want = gl.LogitDistance(pair).update(x, x[:, ::-1]).finalize()
+    for rank in range(3):
+        stream = gl.LogitDistance(pair)
+        with np.load(tmp_path / f"{rank}.npz") as arrays:
+            stream.load_state_dict(arrays)
+        found = stream.finalize()
+        assert found.n == want.n == 120
+        bounds.assert_relative(found.value, want.value, bounds.SAME_FP64)
+        bounds.assert_relative(found.stderr, want.stderr, bounds.SAME_FP64)
+
+
+def test_logit_pairs(tmp_path: Path) -> None:
+    program = """
+w1, w2 = np.random.default_rng(1).standard_normal((2, 50, 9))
+cuts = (0, 30, 30, 120)
+rows = slice(cuts[rank], cuts[rank + 1])
+for keep in (False, True):
+    stream = gl.LogitPairs(w1, w2, keep_rows=keep)
+    if rows.start < rows.stop:
+        stream.update(x[rows], x[rows][:, ::-1], targets=np.arange(120)[rows] % 50)
+    assert stream.all_reduce() is stream
+    np.savez(f"{folder}/{rank}.{keep}.npz", **stream.state_dict())
+other = gl.LogitPairs(w1, w2 + rank).update(x, x)
+try:
+    other.all_reduce()
+except ValueError as error:
+    print(error)
+"""
+    said = launch(program, 3, tmp_path)
+    assert all("LogitPairs.all_reduce: processes [1, 2] hold other" in out for out in said)
+    w1, w2 = np.random.default_rng(1).standard_normal((2, 50, 9))
+    x, _ = ROWS.arrays("fp64")
+    for keep in (False, True):
+        want = gl.LogitPairs(w1, w2, keep_rows=keep)
+        for rows in (slice(0, 30), slice(30, 120)):
+            want.update(x[rows], x[rows][:, ::-1], targets=np.arange(120)[rows] % 50)
+        for rank in range(3):
+            with np.load(tmp_path / f"{rank}.{keep}.npz") as found:
+                bounds.assert_same_dicts(dict(found), want.state_dict(), f"process {rank}, keep_rows={keep}")

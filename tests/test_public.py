@@ -37,15 +37,24 @@ def test_all_is_the_public_surface():
     assert set(PUBLIC) <= set(dir(gramless))
 
 
+def parts_of(name):
+    """A public function or class, or the functions of a public module."""
+    public = getattr(gramless, name)
+    if not isinstance(public, ModuleType):
+        return [(name, public)]
+    own = {key: value for key, value in vars(public).items() if getattr(value, "__module__", "") == public.__name__}
+    parts = [(f"{name}.{key}", value) for key, value in own.items() if callable(value) and not key.startswith("_")]
+    assert parts, f"{name} has no functions"
+    return parts
+
+
 @pytest.mark.parametrize("name", PUBLIC)
 def test_public_name_has_a_running_example(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    public = getattr(gramless, name)
-    if isinstance(public, ModuleType):
-        pytest.skip("a module: its functions are checked one by one")
-    failed, attempted = run_examples(public, name)
-    assert attempted > 0, f"{name} has no example"
-    assert failed == 0
+    for part, public in parts_of(name):
+        failed, attempted = run_examples(public, part)
+        assert attempted > 0, f"{part} has no example"
+        assert failed == 0
 
 
 @pytest.mark.parametrize("name", package_modules())

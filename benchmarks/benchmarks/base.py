@@ -131,9 +131,9 @@ def relative_error(value: Any, truth: Any) -> float:
     return float(np.max(np.abs(np.asarray(value) - truth) / np.abs(truth)))
 
 
-def agrees(error: float, dtype: str) -> bool:
+def agrees(error: float, dtype: str, tolerance: float | None = None) -> bool:
     # written so that NaN does not agree
-    return error <= TOLERANCE[dtype]
+    return error <= (TOLERANCE[dtype] if tolerance is None else tolerance)
 
 
 def seconds(call: Callable[[], object]) -> float:

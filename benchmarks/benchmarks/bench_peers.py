@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from typing import Any
 
-from . import peers_grid, peers_linear, peers_rbf
+from . import peers_distance, peers_grid, peers_linear, peers_logits, peers_rbf
 from .base import sized
 from .comparison import Comparison
 
@@ -20,6 +20,12 @@ RBF_SHAPES = sized(((8192, 512),), ((90, 16),))
 GRID_ROWS = sized(256, 40)
 # layers of each model, width
 GRID_SHAPES = sized(((12, 768), (32, 1024)), ((3, 16),))
+# rows, labels, hidden size, and how far the models differ
+LOGIT_CASES = sized(
+    ((1024, 50257, 768, "apart"), (1024, 50257, 768, "near"), (1024, 50257, 2048, "apart")),
+    ((40, 120, 16, "apart"),),
+)
+DISTANCE_CASES = sized(((2048, 131072, 1024, "apart"),), ((40, 120, 16, "apart"),))
 # one thread: with more, a busy neighbour costs some peers far more than others
 THREADS = 1
 TIMEOUT = 900
@@ -104,3 +110,27 @@ class GridPeers(PeerTracks):
         return 1e6 * measured[peer, shape].pair_seconds
 
     track_pair_microseconds.unit = "microseconds per pair of layers"
+
+
+class LogitPeers(PeerTracks):
+    """KL both ways of each row, from hidden states and unembeddings of two models."""
+
+    params = (tuple(peers_logits.PEERS), LOGIT_CASES)
+    param_names = ("peer", "case")
+
+    def setup_cache(self) -> Measured:
+        return {(row.peer, case): row for case in LOGIT_CASES for row in peers_logits.compare(*case, THREADS)}
+
+    setup_cache.timeout = TIMEOUT
+
+
+class DistancePeers(PeerTracks):
+    """The logit distance of each row; that of gramless has the factor of both unembeddings at hand."""
+
+    params = (tuple(peers_distance.PEERS), DISTANCE_CASES)
+    param_names = ("peer", "case")
+
+    def setup_cache(self) -> Measured:
+        return {(row.peer, case): row for case in DISTANCE_CASES for row in peers_distance.compare(*case, THREADS)}
+
+    setup_cache.timeout = TIMEOUT

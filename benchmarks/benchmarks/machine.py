@@ -35,6 +35,7 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": cpu(),
         "instructions": _core.isa_level(),
+        "bf16 unit": _core.bf16_unit(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "load before": round(os.getloadavg()[0], 1),
         "system": platform.platform(),

@@ -10,23 +10,22 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import gramless as gl
 
-from . import peers_grid, peers_linear, peers_rbf
+from . import peers_distance, peers_grid, peers_linear, peers_rbf, report_logits
 from .base import DTYPES, activations, flops, installed, relative_error, sized, true_cka
-from .comparison import OURS, Comparison, Peers, missing
+from .comparison import OURS, Comparison, missing
 from .machine import machine
 from .rbf import SAMPLED_ROWS, gram_flops, rows_error, sums, true_rbf_cka
 from .rows import Row, measure
-from .tables import GRID, KERNEL, PEERS, Column, head, line
+from .tables import GRID, KERNEL, PEERS, Table, head, line
 
-SUITES = ("moments", "gram_sums", "grid", "peers")
+SUITES = ("moments", "gram_sums", "grid", "logits", "peers")
 ROUNDS = sized(3, 1)
 GRAM_SHAPES = sized(((8192, 64), (8192, 512), (8192, 4096)), ((90, 16),))
 # the other dtypes are measured at one shape only
@@ -38,17 +37,7 @@ GRID_SHAPES = sized(((12, 768), (32, 1024)), ((3, 16),))
 PEER_ROWS = sized(4096, 200)
 RBF_SHAPES = sized(((8192, 512),), ((90, 16),))
 # gramless among the peers
-OWN = (OURS, peers_grid.UPDATE)
-
-
-class Table(NamedTuple):
-    """What is printed under one title; the rows are measured as they are asked for."""
-
-    key: str  # in the JSON file
-    title: str
-    columns: Sequence[Column]
-    rows: Iterable[Row | Comparison]
-    peers: Peers = MappingProxyType({})
+OWN = (OURS, peers_grid.UPDATE, peers_distance.FACTOR)
 
 
 def cka_error(state: Any, truth: float) -> float:
@@ -135,6 +124,8 @@ def chosen_tables(options: argparse.Namespace) -> Iterator[Table]:
     if "grid" in options.suite:
         title = f"unbiased linear CKA of all pairs of layers over one batch of {GRID_ROWS} rows, float32, {medians}"
         yield Table("grid", title, GRID, grid_rows(options), peers_grid.PEERS)
+    if "logits" in options.suite:
+        yield from report_logits.logit_tables(options)
     if "peers" in options.suite:
         title = f"unbiased linear CKA, float32, all rows at once, {medians}"
         yield Table("peers_linear", title, PEERS, linear_peer_rows(options), peers_linear.PEERS)
@@ -164,9 +155,15 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def shape(text: str) -> tuple[int, int]:
-    first, _, second = text.partition("x")
-    return int(first), int(second)
+def shape(text: str, numbers: int = 2) -> tuple[int, ...]:
+    parts = tuple(map(int, text.split("x")))
+    if len(parts) != numbers:
+        raise ValueError
+    return parts
+
+
+def logit_shape(text: str) -> tuple[int, ...]:
+    return shape(text, 3)
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -174,22 +171,32 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--suite", nargs="+", choices=SUITES, default=SUITES, help="default: all")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES, help="of moments and gram_sums")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES, help="of moments, gram_sums and logits")
     parser.add_argument("--rows", type=int, default=sized(100_000, 300), help="of moments")
     widths = sized((64, 512, 2048), (8, 24))
     parser.add_argument("--widths", type=int, nargs="+", default=widths, help="of moments and of its peers")
     parser.add_argument("--gram-shapes", type=shape, nargs="+", default=GRAM_SHAPES, metavar="NxP", help="of gram_sums")
     n, width = LARGE_SHAPE
-    parser.add_argument("--large", action="store_true", help=f"gram_sums at {n:,} x {width}, too: takes minutes")
+    large = f"gram_sums at {n:,} x {width}, and logit distances of 16,384 rows: takes minutes"
+    parser.add_argument("--large", action="store_true", help=large)
     parser.add_argument(
         "--grid-shapes", type=shape, nargs="+", default=GRID_SHAPES, metavar="LxP", help="layers x width"
+    )
+    shapes = report_logits.SHAPES
+    parser.add_argument(
+        "--logit-shapes",
+        type=logit_shape,
+        nargs="+",
+        default=shapes,
+        metavar="NxVxD",
+        help="rows x labels x hidden size",
     )
     parser.add_argument("--peer-rows", type=int, default=PEER_ROWS, help="of moments against peers")
     parser.add_argument("--rbf-shapes", type=shape, nargs="+", default=RBF_SHAPES, metavar="NxP", help="against peers")
     parser.add_argument("--offset", type=float, default=0.0, help="column means of the peers' data, in deviations")
     parser.add_argument("--json", type=Path, metavar="F", help="write everything to this file as well")
     options = parser.parse_args(argv)
-    kernels = {"moments", "gram_sums"}.intersection(options.suite)
+    kernels = {"moments", "gram_sums", "logits"}.intersection(options.suite)
     if kernels and "bfloat16" in options.dtypes and not installed("ml_dtypes"):
         parser.error("bfloat16 needs ml_dtypes: pip install '.[bench]', or choose --dtypes float32 float64")
     return options

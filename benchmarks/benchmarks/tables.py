@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 
@@ -39,6 +40,24 @@ KERNEL = (
     Column("", 5, lambda row: "" if row.agrees else "WRONG"),
 )
 
+LOGIT_CALL = (
+    KERNEL[0],
+    Column("call", 11, lambda row: row.name),
+    KERNEL[1],
+    Column("V", 6, lambda row: str(row.labels)),
+    Column("d", 4, lambda row: str(row.width)),
+    *KERNEL[3:8],
+)
+
+LOGITS = (*LOGIT_CALL, Column("x first", 7, lambda row: shown(row.times_first, ".2f")), *KERNEL[10:])
+
+LOGIT_MEMORY = (
+    *LOGIT_CALL,
+    KERNEL[10],
+    Column("logits MB", 9, lambda row: megabytes(8 * row.n * row.labels)),
+    *KERNEL[11:],
+)
+
 PEERS = (
     Column("peer", 15, lambda row: row.peer),
     Column("n", 5, lambda row: str(row.n)),
@@ -59,6 +78,26 @@ GRID = (
     Column("of GEMM", 7, lambda row: shown(row.gemm_fraction, ".0%")),
     *PEERS[5:],
 )
+
+LOGIT_PEERS = (
+    *PEERS[:2],
+    Column("V", 6, lambda row: str(row.labels)),
+    Column("d", 4, lambda row: str(row.width)),
+    Column("models", 6, lambda row: row.data),
+    *PEERS[3:6],
+    Column("of GEMM", 7, lambda row: shown(row.gemm_fraction, ".0%")),
+    *PEERS[6:],
+)
+
+
+class Table(NamedTuple):
+    """What is printed under one title; the rows are measured as they are asked for."""
+
+    key: str  # in the JSON file
+    title: str
+    columns: Sequence[Column]
+    rows: Iterable[Any]
+    peers: Mapping[str, Sequence[str]] = MappingProxyType({})
 
 
 def aligned(columns: Sequence[Column], texts: Sequence[str]) -> str:

@@ -11,8 +11,8 @@ namespace gramless::GRAMLESS_LEVEL {
 template <class T>
 struct ExpTable;
 
-// kRound: what a sum with it rounds to whole numbers, which it leaves in the lowest bits with the bias of exponents;
-// kLowest: the lowest power of two that is no subnormal number
+// A sum with kRound is rounded to a whole number, which it leaves in the lowest bits with the bias of exponents.
+// kLowest is the lowest power of two that is no subnormal number.
 template <>
 struct ExpTable<float> {
     using Bits = std::uint32_t;

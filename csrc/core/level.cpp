@@ -1,5 +1,6 @@
 // Compiled once per instruction set level: CMake defines the level's namespace, its name and its register shape.
 #include "core/gram_tiles.inl"
+#include "core/logit_merge.inl"
 #include "core/logit_tiles.inl"
 #include "core/tile_kernels.inl"
 

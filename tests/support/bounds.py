@@ -61,6 +61,9 @@ LIMIT = 0.02
 # the same where the distance to the limit is itself below this
 SHARP_LIMIT = 1e-4
 
+# a quantile of a sketch, as it promises
+SKETCH = 0.01
+
 # memory: allocator slack and the interpreter's own growth, beside the formula of the kernel
 MEMORY_SLACK_BYTES = 4 << 20
 MEMORY_FACTOR = 1.1

@@ -1,4 +1,4 @@
-"""The command line: ``gramless compare``, ``gramless demo`` and ``gramless info``.
+"""The command line: ``gramless compare``, ``gramless logits``, ``gramless demo`` and ``gramless info``.
 
 Results go to standard output; errors, warnings and the progress bar to standard error. Exit codes: 0, 2 for an error
 (one line that starts with ``gramless: error: ``) or a reader that went away, 130 for an interruption.
@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import NoReturn, TextIO
 
 from gramless._version import __version__
+from gramless.integrations.logit_options import add_logits
 
 ERROR, INTERRUPTED = 2, 130
 MAX_THREADS = 1024
@@ -39,17 +40,20 @@ entry, ids.npy beside .npy shards, a folder of shards beside those of the layers
 a file given with --ids-a and --ids-b, proves it: ids must agree row by row.
 
 Files are read once, in chunks of about 64 MB. The rbf kernel without --batch-size,
-and --null, hold all rows in memory.
+and --null, hold all rows in memory, and have no checkpoint.
 """
 
 
 # what the functions of the library say, and what it is called on the command line
-FUNCTION = re.compile(r"(?:LayerGrid(?:\.\w+)?|cka_matrix|cka|compare_files): ")
+FUNCTION = re.compile(r"(?:LayerGrid(?:\.\w+)?|cka_matrix|cka|compare_files|compare_logit_files): ")
 WORDS = (
     (re.compile(r"\b(layers?|and) x/"), r"\1 A/"),
     (re.compile(r"\b(layers?|and) y/"), r"\1 B/"),
     (re.compile(r"\bmode='minibatch'|\bbatch_size\b"), "--batch-size"),
     (re.compile(r"\bn_permutations\b"), "--permutations"),
+    (re.compile(r"\bvocab_size\b"), "--vocab-size"),
+    (re.compile(r"\bbatch_rows\b"), "--batch-rows"),
+    (re.compile(r"\bignore_index=(-?\d+) needs targets"), r"--ignore-index \1 needs --targets"),
     (re.compile(r"\b(estimator|kernel|bandwidth|weights|null)='?([\w.+-]+)'?"), r"--\1 \2"),
 )
 
@@ -119,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="gramless", description="How similar are two models? Exact CKA by streaming.")
     parser.add_argument("--version", action="version", version=f"gramless {__version__}")
-    commands = parser.add_subparsers(title="commands", dest="command", metavar="{compare,demo,info}")
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="{compare,logits,demo,info}")
 
     compare = commands.add_parser(
         "compare",
@@ -184,6 +188,8 @@ def _parser() -> argparse.ArgumentParser:
         "--threads", metavar="N", type=int, help=f"threads of the CPU kernels, up to {MAX_THREADS} (default: all cores)"
     )
     compare.add_argument("--no-progress", action="store_true", help="no progress bar (a pipe never gets one)")
+
+    add_logits(commands, MAX_THREADS)
 
     demo = commands.add_parser(
         "demo",

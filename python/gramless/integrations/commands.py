@@ -35,10 +35,7 @@ def compare(arguments: argparse.Namespace) -> None:
     """Compare files, print the table, write the outputs."""
     if arguments.b is None and (arguments.layers_b or arguments.ids_a or arguments.ids_b):
         raise ValueError("--layers-b, --ids-a and --ids-b need B")
-    if arguments.threads is not None:
-        if not 1 <= arguments.threads <= MAX_THREADS:
-            raise ValueError(f"--threads: expected 1 to {MAX_THREADS}, got {arguments.threads}")
-        set_num_threads(arguments.threads)
+    _set_threads(arguments.threads)
     places = {form: Path(path) for form in (*SUFFIXES, "checkpoint") if (path := getattr(arguments, form)) is not None}
     outputs = {form: path for form, path in places.items() if form in SUFFIXES}
     with ExitStack() as stack:
@@ -72,6 +69,14 @@ def compare(arguments: argparse.Namespace) -> None:
     print_lines(console, *(f"wrote {printable(path)}" for path in outputs.values()))
 
 
+def logits(arguments: argparse.Namespace) -> None:
+    """Compare predictions, print the table, write the outputs."""
+    from gramless.integrations.logit_command import run_logits
+
+    _set_threads(arguments.threads)
+    run_logits(arguments, make_console())
+
+
 def demo(arguments: argparse.Namespace) -> None:
     """Run the demonstration."""
     from gramless.integrations.demo import run_demo
@@ -82,6 +87,13 @@ def demo(arguments: argparse.Namespace) -> None:
 def info(arguments: argparse.Namespace) -> None:
     """Print what this installation can do."""
     print_lines(make_console(), *describe())
+
+
+def _set_threads(count: int | None) -> None:
+    if count is not None:
+        if not 1 <= count <= MAX_THREADS:
+            raise ValueError(f"--threads: expected 1 to {MAX_THREADS}, got {count}")
+        set_num_threads(count)
 
 
 def make_console() -> Console:

@@ -1,0 +1,327 @@
+"""The matrix whose rows are the differences of two unembeddings, read in blocks, and a small factor that stands for it.
+
+For labels y, delta = W1 h1 + b1 - W2 h2 - b2 is linear in u: with hidden states of one size, u = (h1 - h2, h2, 1) and
+M = [W1, W1 - W2, b1 - b2]; else u = (h1, h2, 1) and M = [W1, -W2, b1 - b2]. With C the centring over labels, any R with
+R^T R = M^T C M gives ||R u|| = ||C delta||: V has dropped out (measures.md 4.4).
+
+Let c_j be the length of column j of C M, and k = sqrt(sum_j (u_j c_j)^2) / ||C M u|| what cancels in a row. A factor
+by Householder reflections has relative errors of about eps k, as the sum over labels itself has. One by Cholesky from
+second moments has eps k^2, but takes a third to a fifth of the time. With unit columns, k^2 is at most the norm of the
+inverse of these moments, whatever the row: that decides between them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _checks, _dispatch, _logit_checks, ops
+from ._checks import Array
+from ._progress import watched
+from ._states import MomentState, add_into
+
+if TYPE_CHECKING:
+    from typing import Self
+
+# rows of one digest of the fingerprint, and of one task of a thread
+_PIECE_ROWS = 512
+# rows of W of one call of the kernel, at least, so that adding up D^2 sums costs little beside them
+_BLOCK_ROWS = 4096
+# rows and columns of a panel of the reflections: the quickest of 32, 64 and 512, 1024, 4096 (2 cores, AVX-512)
+_QR_ROWS = 1024
+_QR_COLUMNS = 32
+# rows that the pivot is the mean of
+_PIVOT_ROWS = 255
+# relative error of a squared distance that rounding of the moments may cause in any row
+GRAM_ERROR = 1e-7
+
+EPS = float(np.finfo(np.float64).eps)
+Float64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """The matrix M (V', D) of two unembeddings, of the labels that count; no more than a block of it is ever held."""
+
+    function: str
+    w1: Array  # (V, d1)
+    w2: Array  # (V, d2)
+    given: NDArray[np.int64] | None  # (.,)  labels that were asked for, in order
+    index: NDArray[np.int64] | None  # (V',)  those of them that no bias masks, in order
+    biases: tuple[Float64, Float64] | None  # (V',) of each model
+
+    @classmethod
+    def checked(cls, function: str, w1: Any, w2: Any, b1: Any, b2: Any, labels: Any) -> Self:
+        """Return the columns of checked arguments."""
+        heads = []
+        for number, w, b in (("1", w1, b1), ("2", w2, b2)):
+            w = _checks.rows(function, f"w{number}", w)
+            heads.append(_logit_checks.head(function, np.empty((0, int(w.shape[1]))), w, b, None, number))
+        first, second = heads
+        _logit_checks.pair(function, first, second)
+        given = _logit_checks.choice(function, heads, labels, None).labels
+        if given is not None and len(given) == first.labels:
+            given = None
+        if first.b is None and second.b is None:
+            return cls(function, first.w, second.w, given, given, None)
+        b1, b2 = (np.zeros(of.labels) if of.b is None else of.b for of in heads)
+        kept = unmasked(function, b1, b2, given)
+        index = kept if len(kept) < first.labels else None
+        return cls(function, first.w, second.w, given, index, (b1[kept], b2[kept]))
+
+    @property
+    def count(self) -> int:
+        """Number of labels V' that count."""
+        return int(self.w1.shape[0]) if self.index is None else len(self.index)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Hidden sizes d1 and d2."""
+        return int(self.w1.shape[1]), int(self.w2.shape[1])
+
+    @property
+    def width(self) -> int:
+        """Number of columns D."""
+        return sum(self.sizes) + (self.biases is not None)
+
+    def rows(self, start: int, stop: int) -> tuple[Array, Array]:
+        """Return rows of both unembeddings as they are."""
+        rows = slice(start, stop) if self.index is None else self.index[start:stop]
+        return self.w1[rows], self.w2[rows]
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def right(self, w1: Array, w2: Array, start: int, out: Float64) -> None:
+        """Write the columns after those of W1, of some rows, in float64."""
+        (d1, d2), second = self.sizes, _checks.to_numpy(w2)
+        if d1 == d2:
+            np.subtract(_checks.to_numpy(w1), second, out=out[:, :d2], dtype=np.float64)
+        else:
+            np.negative(second, out=out[:, :d2], dtype=np.float64)
+        if self.biases is not None:
+            one, two = self.biases
+            np.subtract(one[start : start + len(out)], two[start : start + len(out)], out=out[:, d2])
+
+    def dense(self, rows: Sequence[int] | NDArray[np.int64]) -> Float64:
+        """Return some rows of M."""
+        taken = np.asarray(rows) if self.index is None else self.index[rows]
+        w1, w2 = self.w1[taken], self.w2[taken]
+        d1, d2 = self.sizes
+        made = np.empty((len(taken), self.width))
+        made[:, :d1] = _checks.to_numpy(w1)
+        self.right(w1, w2, 0, made[:, d1:])
+        if self.biases is not None:
+            made[:, d1 + d2] = self.biases[0][rows] - self.biases[1][rows]
+        return made
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def pivot(self) -> Float64:
+        """Return the mean of a few rows, the value itself where all of them have the same."""
+        rng = np.random.default_rng(0)
+        few = self.dense(np.sort(rng.choice(self.count, min(self.count, _PIVOT_ROWS), replace=False)))
+        pivot = np.where((few == few[0]).all(axis=0), few[0], few.mean(axis=0))
+        # values that are not finite are refused when their block is read, with their place
+        return np.where(np.isfinite(pivot), pivot, 0.0)
+
+    def refuse_nonfinite(self, start: int, stop: int) -> None:
+        """Name the first row of a block that is not finite; without one, the sums of the block overflow."""
+        for name, w in zip(("w1", "w2"), self.rows(start, stop), strict=True):
+            bad = np.flatnonzero(~np.isfinite(_checks.to_numpy(w).astype(np.float64)).all(axis=1))
+            if len(bad):
+                row = start + int(bad[0])
+                row = row if self.index is None else int(self.index[row])
+                error = ValueError(f"{self.function}: {name} has non-finite values in row {row}")
+                raise _checks.advise_on_nonfinite(error, w)
+        raise ValueError(f"{self.function}: sums over the labels overflow; scale the unembeddings down")
+
+    def digest(self, start: int, stop: int) -> bytes:
+        """Return the SHA-256 of the bytes of some rows of both unembeddings."""
+        made = hashlib.sha256()
+        for w in self.rows(start, stop):
+            made.update(_bytes(w))
+        return made.digest()
+
+    def fingerprint(self, digests: Sequence[bytes] | None = None) -> str:
+        """Return what tells these weights from others: a hash of shapes, dtypes, labels, biases and all rows used."""
+        if digests is None:
+            with ThreadPoolExecutor(_dispatch.threads_or_one()) as pool:
+                digests = list(pool.map(lambda piece: self.digest(*piece), pieces(0, self.count)))
+        header = {name: [list(w.shape), _dtype(w)] for name, w in (("w1", self.w1), ("w2", self.w2))}
+        made = hashlib.sha256(json.dumps(header).encode())
+        for part in (self.index, *(self.biases or ())):
+            made.update(b"none" if part is None else part.tobytes())
+        for digest in digests:
+            made.update(digest)
+        return made.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Factor:
+    """A matrix R (r, D) with R^T R = M^T C M, how it was found, and the fingerprint of the weights."""
+
+    matrix: Float64
+    method: str
+    fingerprint: str
+
+
+def factor(columns: Columns, backend: str, *, progress: bool) -> Factor:
+    """Return a factor: M itself if labels are no more than columns, else by Cholesky where it is safe, or reflections.
+
+    Cost: V D^2 flops, 3 V D^2 where Cholesky is not safe. Peak extra bytes: 8 (p^2 + q^2 + p q) of sums with p = d1 and
+    q = D - d1, and the larger of as many again and 8 D^2 of result; a block of 8 max(4096, D) q bytes.
+    """
+    if columns.count <= columns.width:
+        matrix = columns.dense(np.arange(columns.count))
+        if not np.isfinite(matrix).all():
+            columns.refuse_nonfinite(0, columns.count)
+        matrix -= columns.pivot()
+        matrix -= matrix.mean(axis=0)
+        return Factor(without_zeros(matrix), "rows", columns.fingerprint())
+    pivot = columns.pivot()
+    moments, digests = _moments(columns, pivot, backend, progress=progress)
+    found, method = _cholesky(columns, moments), "gram"
+    if found is None:
+        found, method = _reflections(columns, pivot, progress=progress), "qr"
+    return Factor(without_zeros(found), method, columns.fingerprint(digests))
+
+
+def _moments(
+    columns: Columns, pivot: Float64, backend: str, *, progress: bool
+) -> tuple[list[MomentState], list[bytes]]:
+    """Return the moments of M about the pivot, in a list that lets go of them, and the digests of its rows."""
+    d1, _ = columns.sizes
+    rows = max(_BLOCK_ROWS, columns.width // _PIECE_ROWS * _PIECE_ROWS)
+    buffer = np.empty((min(rows, columns.count), columns.width - d1))
+    digests: list[bytes] = []
+    total: MomentState | None = None
+    with ThreadPoolExecutor(_dispatch.threads_or_one()) as pool:
+        for start, stop in watched(list(pieces(0, columns.count, rows)), "labels", shown=progress):
+
+            def prepare(piece: tuple[int, int], start: int = start) -> bytes:
+                first, last = piece
+                columns.right(*columns.rows(first, last), first, buffer[first - start : last - start])
+                return columns.digest(first, last)
+
+            digests += pool.map(prepare, pieces(start, stop))
+            state = ops.moments(
+                columns.rows(start, stop)[0],
+                buffer[: stop - start],
+                pivot_x=pivot[:d1],
+                pivot_y=pivot[d1:],
+                nonfinite="propagate",
+                backend=backend,
+            )
+            if not all(np.isfinite(np.diagonal(side.second)).all() for side in (state.x, state.y)):
+                columns.refuse_nonfinite(start, stop)
+            if total is not None:
+                state = MomentState(
+                    add_into(state.x, total.x), add_into(state.y, total.y), add_into(state.cross, total.cross)
+                )
+            total = state
+    return [total] if total is not None else [], digests
+
+
+def _cholesky(columns: Columns, moments: list[MomentState]) -> Float64 | None:
+    """Return the upper triangular factor of the moments about their mean; None if rounding of them may matter."""
+    from scipy.linalg import blas, lapack
+
+    state, (d1, _) = moments.pop(), columns.sizes
+    second = np.empty((columns.width, columns.width))
+    second[:d1, :d1], second[d1:, d1:] = state.x.second, state.y.second
+    second[:d1, d1:], second[d1:, :d1] = state.cross.second, state.cross.second.T
+    total, n = np.concatenate([state.x.sum, state.y.sum]), state.n
+    del state
+    # lapack takes columns where numpy has rows, so that its lower triangle is this upper one; all work is in place
+    second = blas.dger(-1.0 / n, total, total, a=second.T, overwrite_a=1).T
+    scale = np.sqrt(np.clip(np.diagonal(second), 0.0, None))
+    dead = scale == 0
+    scale[dead] = 1.0
+    second /= scale
+    second /= scale[:, None]
+    second[dead, :], second[:, dead] = 0.0, 0.0
+    np.fill_diagonal(second, 1.0)
+    norm = max(float(np.abs(second[rows]).sum(axis=1).max()) for rows in _slices(columns.width, _QR_ROWS))
+    made, failed = lapack.dpotrf(second.T, lower=1, clean=1, overwrite_a=1)
+    if failed:
+        return None
+    reciprocal, failed = lapack.dpocon(made, norm, uplo="L")
+    # the inverse has the norm 1 / (reciprocal norm)
+    if failed or EPS * np.sqrt(columns.width) > GRAM_ERROR * reciprocal * norm:
+        return None
+    scale[dead] = 0.0
+    upper: Float64 = made.T
+    upper *= scale
+    return upper
+
+
+def _reflections(columns: Columns, pivot: Float64, *, progress: bool) -> Float64:
+    """Return the upper triangular factor by Householder reflections of [R; block], block after block.
+
+    A column of ones comes first: what stays of the others below its row is their centred part.
+    """
+    from scipy.linalg import lapack
+
+    d1, width = columns.sizes[0], columns.width + 1
+    found = np.zeros((width, width), order="F")
+    buffer = np.empty((_QR_ROWS, width), order="F")
+    panel = min(_QR_COLUMNS, width)
+    for start, stop in watched(list(pieces(0, columns.count, _QR_ROWS)), "labels, by reflections", shown=progress):
+        rows = stop - start
+        buffer[:rows, 0], buffer[rows:] = 1.0, 0.0
+        w1, w2 = columns.rows(start, stop)
+        buffer[:rows, 1 : d1 + 1] = _checks.to_numpy(w1)
+        columns.right(w1, w2, start, buffer[:rows, d1 + 1 :])
+        buffer[:rows, 1:] -= pivot
+        found, buffer, _, failed = lapack.dtpqrt(0, panel, found, buffer, overwrite_a=1, overwrite_b=1)
+        if failed or not np.isfinite(np.diagonal(found)).all():
+            columns.refuse_nonfinite(start, stop)
+    return np.ascontiguousarray(np.triu(found[1:, 1:]))
+
+
+def without_zeros(matrix: Float64) -> Float64:
+    """Return a matrix without the rows that are zero."""
+    kept = matrix.any(axis=1)
+    return matrix if kept.all() else np.ascontiguousarray(matrix[kept])
+
+
+def pieces(start: int, stop: int, rows: int = _PIECE_ROWS) -> list[tuple[int, int]]:
+    """Return the bounds of blocks of so many rows."""
+    return list(pairwise([*range(start, stop, rows), stop]))
+
+
+def _slices(count: int, size: int) -> list[slice]:
+    return [slice(start, stop) for start, stop in pieces(0, count, size)]
+
+
+def unmasked(function: str, b1: Float64, b2: Float64, given: NDArray[np.int64] | None) -> NDArray[np.int64]:
+    """Return the labels among those given that no bias masks."""
+    given = np.arange(len(b1)) if given is None else given
+    masked1, masked2 = (np.isneginf(b[given]) for b in (b1, b2))
+    if (masked1 != masked2).any():
+        label = int(given[np.flatnonzero(masked1 != masked2)[0]])
+        raise ValueError(
+            f"{function}: label {label} is masked (bias -inf) in one model only, so that the distance is infinite; "
+            "leave such labels out with labels="
+        )
+    kept: NDArray[np.int64] = given[~masked1]
+    return kept
+
+
+def _dtype(w: Array) -> str:
+    return str(w.dtype).removeprefix("torch.")
+
+
+def _bytes(w: Array) -> Any:
+    """Return the bytes of rows, in order, without a copy where they lie so."""
+    if _checks.is_torch(w):
+        import torch
+
+        return w.contiguous().view(torch.uint8).numpy()
+    return np.ascontiguousarray(w).view(np.uint8)

@@ -1,0 +1,255 @@
+"""What is known of the values of many rows: means with standard errors, and quantiles, for each of several values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _checks, _sketch
+from ._arrays import readable
+from ._logits import LogitPairState
+from .measures import logits
+
+if TYPE_CHECKING:
+    from typing import Self
+
+Float64 = NDArray[np.float64]
+
+DIVERGENCES = ("js", "tv")
+TARGETS = ("nll_p", "nll_q")
+NAMES = (
+    "kl_pq",
+    "kl_qp",
+    "jeffreys",
+    *DIVERGENCES,
+    "logit_distance",
+    "logit_l1",
+    "top1_agreement",
+    "entropy_p",
+    "entropy_q",
+    "cross_entropy_pq",
+    "cross_entropy_qp",
+    *TARGETS,
+)
+# of these, the mean is that of squares
+SQUARED = ("logit_distance",)
+_NUMBERS = ("finite", "infinite", "invalid")
+_SUMS = ("mean", "square", "least", "most")
+
+
+def names_of(*, divergences: bool) -> tuple[str, ...]:
+    """Return the names of the values of a row."""
+    return tuple(name for name in NAMES if divergences or name not in DIVERGENCES)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One value of many rows.
+
+    Finite values have a mean, the sum of squares about it, and extremes; infinite ones and those that are NaN are
+    counted. Quantiles come from a sketch, or from the values where these are kept. Arrays are never changed in place.
+    """
+
+    finite: int = 0
+    infinite: int = 0
+    invalid: int = 0
+    mean: float = 0.0
+    square: float = 0.0
+    least: float = 0.0
+    most: float = 0.0
+    sketch: _sketch.Counts = field(default_factory=lambda: np.zeros(_sketch.SIZE, np.int64))
+
+    @property
+    def n(self) -> int:
+        """Number of values."""
+        return self.finite + self.infinite + self.invalid
+
+    @classmethod
+    def of(cls, values: Float64, *, squared: bool) -> Self:
+        """Return the column of these values."""
+        finite = values[np.isfinite(values)]
+        valid = values[~np.isnan(values)]
+        numbers = (len(finite), len(valid) - len(finite), len(values) - len(valid))
+        if not len(finite):
+            return cls(*numbers, sketch=_sketch.tally(valid))
+        terms = np.square(finite) if squared else finite
+        mean = float(terms.mean())
+        square, extremes = float(np.square(terms - mean).sum()), (float(finite.min()), float(finite.max()))
+        return cls(*numbers, mean, square, *extremes, _sketch.tally(valid))
+
+    def merge(self, other: Column) -> Column:
+        """Return the column of the values of both (means and squares: Chan, Golub, LeVeque 1979)."""
+        numbers = (self.finite + other.finite, self.infinite + other.infinite, self.invalid + other.invalid)
+        sketch = self.sketch + other.sketch
+        if not (self.finite and other.finite):
+            full = self if self.finite else other
+            return Column(*numbers, full.mean, full.square, full.least, full.most, sketch)
+        step = other.mean - self.mean
+        mean = self.mean + step * (other.finite / numbers[0])
+        square = self.square + other.square + step * step * (self.finite * other.finite / numbers[0])
+        return Column(*numbers, mean, square, min(self.least, other.least), max(self.most, other.most), sketch=sketch)
+
+    def average(self) -> tuple[float, float]:
+        """Return the mean and its standard error, which only a finite mean of two values or more has."""
+        if self.invalid or not self.n:
+            return math.nan, math.nan
+        if self.infinite:
+            return math.inf, math.nan
+        return self.mean, math.sqrt(self.square / (self.n - 1) / self.n) if self.n > 1 else math.nan
+
+    def quantile(self, share: float) -> float:
+        """Return a quantile, NaN if a value is NaN."""
+        if self.invalid or not self.n:
+            return math.nan
+        return _sketch.quantile(self.sketch, share, self.least, self.most)
+
+    def vector(self) -> Float64:
+        """Return numbers and sums as one vector."""
+        return np.array([getattr(self, name) for name in _NUMBERS + _SUMS], dtype=np.float64)
+
+    @classmethod
+    def from_vector(cls, vector: Float64, sketch: _sketch.Counts) -> Self:
+        """Return the column of such a vector."""
+        finite, infinite, invalid, mean, square, least, most = vector.tolist()
+        return cls(int(finite), int(infinite), int(invalid), mean, square, least, most, sketch)
+
+
+@dataclass(frozen=True)
+class RowTable:
+    """All values of the rows so far, by name; the values themselves, in pieces, if they are kept."""
+
+    n: int
+    labels: int
+    columns: Mapping[str, Column]
+    pieces: tuple[Mapping[str, Float64], ...] | None
+
+    @classmethod
+    def of(cls, function: str, state: LogitPairState, *, divergences: bool, keep: bool) -> Self:
+        """Return the table of a state.
+
+        Raises
+        ------
+        ValueError
+            If divergences are wanted, and the state has none.
+        """
+        predicted = ~np.isnan(state.lse_p + state.lse_q)
+        if divergences and (predicted & np.isnan(state.js + state.tv)).any():
+            raise ValueError(
+                f"{function}: the state has no js and tv; make it with divergences=True, after a merge replace them by "
+                "the sums of those of gramless.logit_divergences, or do without: divergences=False"
+            )
+        values = {
+            name: getattr(logits, name)(state) for name in names_of(divergences=divergences) if name not in TARGETS
+        }
+        aimed = ~np.isnan(state.target_p + state.target_q)
+        # what is not finite hides whether a row has a target: it counts if others have
+        aimed |= ~predicted & aimed.any()
+        with np.errstate(invalid="ignore"):
+            values |= {"nll_p": state.lse_p - state.target_p, "nll_q": state.lse_q - state.target_q}
+        with np.errstate(over="ignore", invalid="ignore"):
+            columns = {
+                name: Column.of(row[aimed] if name in TARGETS else row, squared=name in SQUARED)
+                for name, row in values.items()
+            }
+        pieces = ({name: np.array(row) for name, row in values.items()},) if keep else None
+        return cls(state.n, state.labels, columns, pieces)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        held = sum(row.nbytes for piece in self.pieces or () for row in piece.values())
+        return held + sum(column.sketch.nbytes + column.vector().nbytes for column in self.columns.values())
+
+    def merge(self, other: RowTable) -> RowTable:
+        """Return the table of the rows of both, of the same values and numbers of labels."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            columns = {name: column.merge(other.columns[name]) for name, column in self.columns.items()}
+        pieces = None if self.pieces is None or other.pieces is None else self.pieces + other.pieces
+        return RowTable(self.n + other.n, self.labels, columns, pieces)
+
+    def rows(self) -> dict[str, Float64] | None:
+        """Return copies of the values of all rows, in order, if they are kept; NaN where a row has no target."""
+        if self.pieces is None:
+            return None
+        shown = [name for name, column in self.columns.items() if column.n]
+        return {name: np.concatenate([piece[name] for piece in self.pieces]) for name in shown}
+
+    def quantile(self, name: str, share: float) -> float:
+        """Return a quantile of a value: that of the sketch, exact where values are kept."""
+        column = self.columns[name]
+        if self.pieces is None or column.invalid or not column.n:
+            return column.quantile(share)
+        values = np.concatenate([piece[name] for piece in self.pieces])
+        values = np.sort(values[~np.isnan(values)])
+        return float(values[_sketch.rank(share, len(values)) - 1])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the columns, and values that are kept, as flat copied arrays."""
+        flat: dict[str, Any] = {}
+        for name, column in self.columns.items():
+            flat[f"{name}.numbers"] = column.vector()
+            flat[f"{name}.sketch"] = column.sketch.copy()
+            if self.pieces is not None:
+                flat[f"{name}.rows"] = np.concatenate([piece[name] for piece in self.pieces])
+        return flat
+
+    @classmethod
+    def from_dict(
+        cls, function: str, state: Mapping[str, Any], n: int, labels: int, names: tuple[str, ...], *, keep: bool
+    ) -> Self:
+        """Return the table of such a dict, copied and checked."""
+        columns, piece = {}, {}
+        for name in names:
+            vector = np.asarray(_checks.to_numpy(_checks.state_array(function, state, f"{name}.numbers", (7,))))
+            column = Column.from_vector(vector, _counts(function, state, f"{name}.sketch"))
+            if column.n > n or (column.n < n and name not in TARGETS) or (vector[[0, 1, 2, 4]] < 0).any():
+                raise ValueError(f"{function}: '{name}.numbers' are not those of {n} rows")
+            if column.n - column.invalid != column.sketch.sum() or column.least > column.most:
+                raise ValueError(f"{function}: '{name}.numbers' and '{name}.sketch' are of other rows")
+            columns[name] = column
+            if keep:
+                piece[name] = _values(function, state, f"{name}.rows", n)
+        return cls(n, labels, columns, (piece,) if keep else None)
+
+    @classmethod
+    def packed(cls, table: RowTable | None, names: tuple[str, ...], longest: int) -> Float64:
+        """Return a table as one vector, of the same length for all tables, which have at most so many rows to send."""
+        vector = np.zeros((len(names), len(_NUMBERS + _SUMS) + _sketch.SIZE + longest))
+        if table is not None:
+            for name, row in zip(names, vector, strict=True):
+                column, pieces = table.columns[name], table.pieces or ()
+                found = np.concatenate([column.vector(), column.sketch, *(piece[name] for piece in pieces)])
+                row[: len(found)] = found
+        return vector.ravel()
+
+    @classmethod
+    def unpacked(cls, vector: Float64, names: tuple[str, ...], n: int, labels: int, *, keep: bool) -> Self:
+        """Return the table of such a vector."""
+        first, last = len(_NUMBERS + _SUMS), len(_NUMBERS + _SUMS) + _sketch.SIZE
+        rows = dict(zip(names, vector.reshape(len(names), -1), strict=True))
+        columns = {
+            name: Column.from_vector(row[:first], row[first:last].astype(np.int64)) for name, row in rows.items()
+        }
+        pieces = ({name: row[last : last + n].copy() for name, row in rows.items()},) if keep else None
+        return cls(n, labels, columns, pieces)
+
+
+def _counts(function: str, state: Mapping[str, Any], key: str) -> _sketch.Counts:
+    value = state.get(key)
+    found = None if value is None else readable(value)
+    if found is None or found.dtype != np.int64 or found.shape != (_sketch.SIZE,) or (found < 0).any():
+        raise ValueError(f"{function}: expected {key!r} to be int64 counts of shape {(_sketch.SIZE,)}")
+    return found.copy()
+
+
+def _values(function: str, state: Mapping[str, Any], key: str, n: int) -> Float64:
+    value = state.get(key)
+    found = None if value is None else readable(value)
+    if found is None or found.dtype != np.float64 or found.shape != (n,):
+        raise ValueError(f"{function}: expected {key!r} to be float64 of shape {(n,)}")
+    return found.copy()

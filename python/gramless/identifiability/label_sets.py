@@ -1,0 +1,236 @@
+"""d_rep: the distance of embeddings from the linear map that two unembeddings make of each set of labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from .. import _checks
+from .._checks import Array
+from ..measures import identifiability as _measures
+from . import models
+from .models import Indices
+from .roots import Float64, float64_blocks, root_of_rows
+
+QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
+# part of the sets that the trimmed mean leaves out at either end
+TRIMMED = 0.1
+# bytes of the matrices of as many label sets as are taken at once, and of as many rows
+_CHUNK_BYTES = 1 << 24
+
+
+@dataclass(frozen=True)
+class LinearDissimilarity:
+    """What `gramless.d_rep` returns. Of the sets of labels, only those that are not singular count.
+
+    Parameters
+    ----------
+    value : float
+        The published average: the mean over inputs and label sets of |h1 - A h2|^2, or of its root if not squared.
+    median, trimmed_mean : float
+        Median over label sets of the mean over inputs, and the mean without the lowest and the highest tenth.
+    least_squares : float
+        The same mean over inputs for the one A that is fitted to all labels. The one to use.
+    quantiles : dict of float to float
+        Quantiles over label sets of sigma_min, the smallest singular value of the differences L_1 of unembeddings, on
+        which A depends as its reciprocal.
+    singular : int
+        Label sets that were left out, since L_1 is singular to working precision.
+    n_sets : int
+        Label sets that count.
+    seed : int
+        Seed of the label sets.
+    squared : bool
+        Whether norms are squared.
+    values, sigma_min : array of shape (n_sets,)
+        The mean over inputs, and sigma_min, of each label set.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gramless as gl
+    >>> rng = np.random.default_rng(0)
+    >>> h, w = rng.standard_normal((100, 2)), rng.standard_normal((6, 2))
+    >>> found = gl.d_rep(h, w, h + 0.01 * rng.standard_normal((100, 2)), w)
+    >>> found.n_sets, found.singular
+    (120, 0)
+    >>> sorted(found.quantiles)
+    [0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0]
+    """
+
+    value: float
+    median: float
+    trimmed_mean: float
+    least_squares: float
+    quantiles: dict[float, float]
+    singular: int
+    n_sets: int
+    seed: int
+    squared: bool
+    values: Float64
+    sigma_min: Float64
+
+    def __repr__(self) -> str:
+        return (
+            f"LinearDissimilarity(value={self.value:.6g}, median={self.median:.6g}, "
+            f"trimmed_mean={self.trimmed_mean:.6g}, least_squares={self.least_squares:.6g}, "
+            f"n_sets={self.n_sets}, singular={self.singular}, squared={self.squared}, seed={self.seed})"
+        )
+
+
+def d_rep(
+    h1: Array,
+    w1: Array,
+    h2: Array,
+    w2: Array,
+    *,
+    pivots: int | None = None,
+    combinations: int = 20,
+    squared: bool = True,
+    seed: int = 0,
+) -> LinearDissimilarity:
+    """Return the linear identifiability dissimilarity: how far h1 is from A h2, with A as the unembeddings have it.
+
+    Models with equal probabilities have h1 = A h2 with A = L_1^-T L_2^T for the differences L_k of the unembeddings of
+    any d labels from that of a pivot (d_rep of Nielsen et al. 2026, arXiv:2602.15438).
+
+    Parameters
+    ----------
+    h1, h2 : array of shape (N, d), float16, bfloat16, float32 or float64
+        Embeddings of the same inputs.
+    w1, w2 : array of shape (V, d)
+        Unembeddings of the same labels, V > d.
+    pivots, combinations : int
+        Label sets: this many random pivots, each with so many random sets of d other labels. Default: 20 pivots, or V
+        if there are fewer. The paper's code has 7 and 15, 33 and 250, 100 and 200 for V = 7, 33 and 100.
+    squared : bool
+        False takes |h1 - A h2| instead of its square, which needs all inputs for each label set.
+    seed : int
+        Of the label sets. They are those that the published code draws with this seed.
+
+    Returns
+    -------
+    LinearDissimilarity
+        At least 0, in the units of h1, squared if squared; 0 if the models are equal up to (A, A^-T) and the same
+        vector added to all rows of w. Not symmetric in the two models.
+
+    Raises
+    ------
+    TypeError
+        If an argument is no array, or its dtype is none of the four.
+    ValueError
+        If shapes do not fit, values are not finite, hidden sizes differ, V <= d, pivots > V, or all label sets are
+        singular, as where w1 has equal rows or rows of zeros (padding).
+
+    Notes
+    -----
+    The published average is no stable statistic: A holds the inverse of a random square matrix, whose squared norm has
+    no mean if its entries are Gaussian, so that the few label sets nearest to singular make up all of .value, and
+    another seed gives another number, by orders of magnitude. Report .least_squares, or .median, beside it. Distances
+    of logits bound them: `gramless.bounds`.
+
+    The published code has two variants. With pivots, combinations and seed as there, .value is that of
+    utils/metrics.py::calculate_d_rep if squared=False. dissimilarities/representation_dissimilarity.py::calculate_d_rep
+    squares, and divides by the number of label sets twice: it returns .value / .n_sets.
+
+    About 8 (N + V) d^2 + 7 n_sets d^3 flops, and 2 n_sets N d^2 if not squared; one read of the embeddings, and
+    100 d^2 bytes and a few blocks of rows.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gramless as gl
+    >>> rng = np.random.default_rng(0)
+    >>> h, w, a = (rng.standard_normal(shape) for shape in ((200, 3), (10, 3), (3, 3)))
+    >>> gl.d_rep(h, w, h @ a.T, w @ np.linalg.inv(a)).value < 1e-20
+    True
+    >>> noisy = gl.d_rep(h, w, h + 0.1 * rng.standard_normal((200, 3)), w + 0.1 * rng.standard_normal((10, 3)))
+    >>> round(noisy.least_squares, 4), round(noisy.median, 3), noisy.value > 2 * noisy.median
+    (0.055, 0.243, True)
+    """
+    function = "d_rep"
+    arrays = models.pair(function, h1, w1, h2, w2)
+    d = models.same_size(function, arrays, "the map A has to be square")
+    labels = int(arrays["w1"].shape[0])
+    if labels <= d:
+        raise ValueError(f"{function}: expected more labels than hidden size, got V = {labels} and d = {d}")
+    pivots = min(labels, 20) if pivots is None else pivots
+    for name, number in (("pivots", pivots), ("combinations", combinations)):
+        _checks.positive(function, name, number)
+    if pivots > labels:
+        raise ValueError(f"{function}: expected at most V = {labels} pivots, got {pivots}")
+    seed = _checks.seed(function, seed)
+    # rows for the norms are read again, once the maps are known
+    root_h = root_of_rows(function, {name: arrays[name] for name in ("h1", "h2")})
+    root_w = root_of_rows(function, {name: arrays[name] for name in ("w1", "w2")})
+    sides = root_h.second[:, :d], root_h.second[:, d:]
+    values, smallest, singular = [], [], 0
+    for chosen in _chunks(_label_sets(labels, d, pivots, combinations, seed), max(1, _CHUNK_BYTES // (8 * d * d))):
+        maps, sigma = _maps(arrays, chosen)
+        singular += int((sigma == 0).sum())
+        smallest.append(sigma[sigma > 0])
+        values.append(_measures.mean_square_residuals(*sides, maps) if squared else _mean_norms(function, arrays, maps))
+    if singular == pivots * combinations:
+        raise ValueError(
+            f"{function}: all {singular} label sets of w1 are singular, as where rows are equal or zero (padding), or "
+            "their differences do not span d dimensions"
+        )
+    fitted = np.asarray(np.linalg.lstsq(root_w.factor[:, :d], root_w.factor[:, d:], rcond=None)[0][None], np.float64)
+    of_fit = _measures.mean_square_residuals(*sides, fitted) if squared else _mean_norms(function, arrays, fitted)
+    per_set, sigma_min = np.concatenate(values), np.concatenate(smallest)
+    ends = int(TRIMMED * len(per_set))
+    return LinearDissimilarity(
+        value=float(per_set.mean()),
+        median=float(np.median(per_set)),
+        trimmed_mean=float(np.sort(per_set)[ends : len(per_set) - ends].mean()),
+        least_squares=float(of_fit[0]),
+        quantiles={level: float(np.quantile(sigma_min, level)) for level in QUANTILES},
+        singular=singular,
+        n_sets=len(per_set),
+        seed=seed,
+        squared=squared,
+        values=per_set,
+        sigma_min=sigma_min,
+    )
+
+
+def _label_sets(labels: int, d: int, pivots: int, combinations: int, seed: int) -> Iterator[Indices]:
+    """Yield label sets (d + 1,), the pivot first, in the order in which the published code draws them."""
+    rng = np.random.default_rng(seed)
+    for pivot in rng.choice(labels, pivots, replace=False):
+        for _ in range(combinations):
+            others = rng.choice(labels - 1, d, replace=False)
+            yield np.concatenate([[pivot], others + (others >= pivot)])
+
+
+def _chunks(label_sets: Iterator[Indices], size: int) -> Iterator[Indices]:
+    held: list[Indices] = []
+    for chosen in label_sets:
+        held.append(chosen)
+        if len(held) == size:
+            yield np.array(held)
+            held = []
+    if held:
+        yield np.array(held)
+
+
+def _maps(arrays: dict[str, Array], chosen: Indices) -> tuple[Float64, Float64]:
+    """Return the maps A of those label sets (s, d + 1) that are not singular, and sigma_min of all, 0 if singular."""
+    flat = chosen.reshape(-1)
+    rows = [_checks.to_numpy(arrays[name][flat]).astype(np.float64) for name in ("w1", "w2")]
+    first, second = (a.reshape(*chosen.shape, -1) for a in rows)
+    return _measures.label_maps(first[:, 1:] - first[:, :1], second[:, 1:] - second[:, :1])
+
+
+def _mean_norms(function: str, arrays: dict[str, Array], maps: Float64) -> Float64:
+    """Return the mean over inputs of |h1 - A h2| for maps A (s, d, d)."""
+    sums, d = np.zeros(len(maps)), maps.shape[1]
+    two = {name: arrays[name] for name in ("h1", "h2")}
+    stacked = maps.reshape(-1, d).T
+    block_rows = max(1, _CHUNK_BYTES // (8 * max(1, stacked.shape[1])))
+    for _, blocks in float64_blocks(function, two, block_rows):
+        moved = (blocks["h2"] @ stacked).reshape(-1, len(maps), d)
+        sums += np.linalg.norm(blocks["h1"][:, None] - moved, axis=2).sum(axis=0)
+    return sums / int(arrays["h1"].shape[0])
