@@ -48,6 +48,7 @@ py::dict logit_pairs(const py::object& h1, const py::object& w1, const py::objec
     task.out.delta_square = add_missing(result, "delta_square", n);
     task.out.delta_abs = add_missing(result, "delta_abs", n);
     task.out.delta_max = add_missing(result, "delta_max", n);
+    task.out.counted = add_missing(result, "counted", n);
     task.js = divergences ? add_zeros(result, "js", {n}) : add_missing(result, "js", n);
     task.tv = divergences ? add_zeros(result, "tv", {n}) : add_missing(result, "tv", n);
     const WithoutGil without_gil;

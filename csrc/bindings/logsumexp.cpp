@@ -27,6 +27,7 @@ py::dict logsumexp(const py::object& h, const py::object& w, const Biases& b, co
     task.out.top = add_array<std::int64_t>(result, "top", {n});
     task.out.top_logit = add_missing(result, "top_logit", n);
     task.out.target = add_missing(result, "target", n);
+    task.out.counted = add_missing(result, "counted", n);
     const WithoutGil without_gil;
     compute_logsumexp(task);
     return result;

@@ -44,17 +44,16 @@ inline void merge_scaled(const double* from, double* to, std::int64_t i, const F
 inline void merge_row_sums(const LogitSums& from, const LogitSums& to, std::int64_t i, const Factors& by) {
     merge_scaled(from.sum, to.sum, i, by);
     merge_scaled(from.weighted, to.weighted, i, by);
-    if (from.squares) merge_scaled(from.squares, to.squares, i, {by.from * by.from, by.to * by.to});
+    if (!from.squares) return;
+    merge_scaled(from.squares, to.squares, i, {by.from * by.from, by.to * by.to});
+    put(to.counted + i, at(to.counted + i) + at(from.counted + i));
 }
 
 inline void merge_logit_sums(const LogitSums& from, const LogitSums& to, std::int64_t rows) {
     each_rows(rows, [&](std::int64_t i) { merge_row_sums(from, to, i, merge_largest(from, to, i)); });
 }
 
-inline void merge_logit_pair_sums(const LogitPairSums& from, std::int64_t from_cols, const LogitPairSums& to,
-                                  std::int64_t to_cols, std::int64_t rows) {
-    const double all = static_cast<double>(from_cols + to_cols), share = static_cast<double>(from_cols) / all;
-    const double between = static_cast<double>(to_cols) * share;
+inline void merge_logit_pair_sums(const LogitPairSums& from, const LogitPairSums& to, std::int64_t rows) {
     each_rows(rows, [&](std::int64_t i) {
         const Factors by_p = merge_largest(from.p, to.p, i), by_q = merge_largest(from.q, to.q, i);
         merge_row_sums(from.p, to.p, i, by_p);
@@ -65,6 +64,10 @@ inline void merge_logit_pair_sums(const LogitPairSums& from, std::int64_t from_c
         const Doubles theirs = at(from.mean + i), mine = at(to.mean + i), most = theirs > mine ? theirs : mine;
         const auto endless = most == kInfinity<double>;
         const Doubles step = endless ? Doubles{} : theirs - mine;
+        const Doubles their_labels = at(from.counted + i), my_labels = at(to.counted + i);
+        const Doubles labels = their_labels + my_labels;
+        const Doubles share = labels > 0.0 ? their_labels / labels : Doubles{}, between = my_labels * share;
+        put(to.counted + i, labels);
         put(to.mean + i, endless ? most : mine + step * share);
         put(to.square + i, at(to.square + i) + at(from.square + i) + step * step * between);
         put(to.abs + i, at(to.abs + i) + at(from.abs + i));

@@ -33,7 +33,8 @@ struct LogitSums {
     double* largest;   // m = max z
     double* sum;       // sum e^(z - m)
     double* weighted;  // sum e^(z - m) z
-    double* squares;   // sum e^(2 (z - m)); null: not wanted
+    double* squares;   // sum e^(2 (z - m)); null, as the next one: not wanted
+    double* counted;   // labels with z > -inf
     std::int64_t* top;
 };
 
@@ -46,6 +47,7 @@ struct LogitPairSums {
     double* square;   // sum (delta - mean)^2
     double* abs;      // sum |delta|
     double* most;     // max |delta|
+    double* counted;  // labels that are not -inf in both; all sums of delta are over these
 };
 
 template <class T>
@@ -66,8 +68,7 @@ struct LogitOps {
 // to += from, for other columns of the same rows; arrays are padded to whole vectors
 struct LogitMerge {
     void (*sums)(const LogitSums& from, const LogitSums& to, std::int64_t rows);
-    void (*pair_sums)(const LogitPairSums& from, std::int64_t from_cols, const LogitPairSums& to, std::int64_t to_cols,
-                      std::int64_t rows);
+    void (*pair_sums)(const LogitPairSums& from, const LogitPairSums& to, std::int64_t rows);
 };
 
 }  // namespace gramless

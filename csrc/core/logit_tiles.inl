@@ -164,12 +164,13 @@ void sums_of(const LogitRows<T>& z, std::int64_t rows, std::int64_t cols, std::i
             m = larger<T, kN>(load<T, kN>(row + j), m);
         });
         const T m = most.most(0);
-        RowSums<T, 3> sums;
+        RowSums<T, 4> sums;
         each_column<T>(cols, [&](auto lanes, std::int64_t j) {
             constexpr int kN = decltype(lanes)::value;
             auto a = load<T, kN>(row + j) - m;
             auto e = exp_below<T, kN>(a);
             if constexpr (kMasked) {
+                sums.template at<kN>(3) += a == -kInfinity<T> ? broadcast<T, kN>(T(1)) : Vector<T, kN>{};
                 e = a == -kInfinity<T> ? Vector<T, kN>{} : e;
                 a = a == -kInfinity<T> ? Vector<T, kN>{} : a;
             }
@@ -180,7 +181,10 @@ void sums_of(const LogitRows<T>& z, std::int64_t rows, std::int64_t cols, std::i
         out.largest[i] = static_cast<double>(m);
         out.sum[i] = sums.total(0);
         out.weighted[i] = sums.total(1) + static_cast<double>(m) * sums.total(0);
-        if constexpr (kSquares) out.squares[i] = sums.total(2);
+        if constexpr (kSquares) {
+            out.squares[i] = sums.total(2);
+            out.counted[i] = static_cast<double>(cols) - sums.total(3);
+        }
         out.top[i] = first + place_of_largest(row, cols, m, most.vectors[0]);
     }
 }
@@ -195,11 +199,11 @@ void logit_sums(const LogitRows<T>& z, std::int64_t rows, std::int64_t cols, std
                     : sums_of<T, false, false>(z, rows, cols, first, out);
 }
 
-// z1 - z2, 0 where both are -inf
+// `value` where z1 or z2 is above -inf, else 0
 template <class T, int kN, bool kMasked>
-inline Vector<T, kN> difference(Vector<T, kN> z1, Vector<T, kN> z2) {
-    if constexpr (kMasked) return z1 == z2 ? Vector<T, kN>{} : z1 - z2;
-    return z1 - z2;
+inline Vector<T, kN> counted(Vector<T, kN> z1, Vector<T, kN> z2, Vector<T, kN> value) {
+    if constexpr (kMasked) return larger<T, kN>(z1, z2) == -kInfinity<T> ? Vector<T, kN>{} : value;
+    return value;
 }
 
 template <class T, bool kMasked>
@@ -209,7 +213,7 @@ void pair_sums_of(const LogitRows<T>& p, const LogitRows<T>& q, std::int64_t row
     for (std::int64_t i = 0; i < rows; ++i) {
         const T *const z1 = p.data + i * p.stride, *const z2 = q.data + i * q.stride;
         RowSums<T, 3> most;
-        RowSums<T, 2> plain;
+        RowSums<T, 3> plain;
         for (int model = 0; model < 2; ++model) {
             most.vectors[model] = broadcast<T, kLanes>(-kLargest<T>);
             most.rest[model] = broadcast<T, 1>(-kLargest<T>);
@@ -217,16 +221,17 @@ void pair_sums_of(const LogitRows<T>& p, const LogitRows<T>& q, std::int64_t row
         each_column<T>(cols, [&](auto lanes, std::int64_t j) {
             constexpr int kN = decltype(lanes)::value;
             const auto a = load<T, kN>(z1 + j), b = load<T, kN>(z2 + j);
-            const auto delta = difference<T, kN, kMasked>(a, b), size = magnitude<T, kN>(delta);
+            const auto delta = counted<T, kN, kMasked>(a, b, a - b), size = magnitude<T, kN>(delta);
             most.template at<kN>(0) = larger<T, kN>(a, most.template at<kN>(0));
             most.template at<kN>(1) = larger<T, kN>(b, most.template at<kN>(1));
             most.template at<kN>(2) = larger<T, kN>(size, most.template at<kN>(2));
             plain.template at<kN>(0) += delta;
             plain.template at<kN>(1) += size;
+            if constexpr (kMasked) plain.template at<kN>(2) += counted<T, kN, kMasked>(a, b, broadcast<T, kN>(T(1)));
         });
-        const T m1 = most.most(0), m2 = most.most(1), shift = m1 - m2;
-        const double mean = plain.total(0) / static_cast<double>(cols);
-        const T middle = static_cast<T>(mean);
+        const T m1 = most.most(0), m2 = most.most(1);
+        const double labels = kMasked ? plain.total(2) : static_cast<double>(cols), some = labels > 0 ? labels : 1;
+        const T middle = static_cast<T>(plain.total(0) / some);
         enum { kSum1, kWeighted1, kDelta1, kSum2, kWeighted2, kDelta2, kOff, kSquare, kCount };
         RowSums<T, kCount> sums;
         each_column<T>(cols, [&](auto lanes, std::int64_t j) {
@@ -234,7 +239,7 @@ void pair_sums_of(const LogitRows<T>& p, const LogitRows<T>& q, std::int64_t row
             const auto x = load<T, kN>(z1 + j), y = load<T, kN>(z2 + j);
             auto a = x - m1, b = y - m2;
             auto e1 = exp_below<T, kN>(a), e2 = exp_below<T, kN>(b);
-            const auto off = difference<T, kN, kMasked>(x, y) - middle;
+            const auto off = counted<T, kN, kMasked>(x, y, (x - y) - middle);
             auto delta1 = a - b, delta2 = delta1;
             if constexpr (kMasked) {
                 const Vector<T, kN> none{};
@@ -254,7 +259,8 @@ void pair_sums_of(const LogitRows<T>& p, const LogitRows<T>& q, std::int64_t row
             sums.template at<kN>(kOff) += off;
             sums.template at<kN>(kSquare) += off * off;
         });
-        const double about = static_cast<double>(shift);
+        // rounded to T, it would not cancel with the difference of the log normalisers
+        const double about = static_cast<double>(m1) - static_cast<double>(m2);
         const T most_delta = most.most(2);
         const bool endless = kMasked && most_delta == kInfinity<T>;
         out.p.largest[i] = static_cast<double>(m1);
@@ -266,11 +272,12 @@ void pair_sums_of(const LogitRows<T>& p, const LogitRows<T>& q, std::int64_t row
         out.delta_p[i] = sums.total(kDelta1) + about * sums.total(kSum1);
         out.delta_q[i] = sums.total(kDelta2) + about * sums.total(kSum2);
         // the mean was rounded to T: what the sum about it leaves puts it and the square right
-        const double left = sums.total(kOff) / static_cast<double>(cols);
+        const double left = sums.total(kOff) / some;
         out.mean[i] = endless ? kInfinity<double> : static_cast<double>(middle) + left;
-        out.square[i] = endless ? kInfinity<double> : sums.total(kSquare) - left * left * static_cast<double>(cols);
+        out.square[i] = endless ? kInfinity<double> : sums.total(kSquare) - left * left * labels;
         out.abs[i] = endless ? kInfinity<double> : plain.total(1);
         out.most[i] = static_cast<double>(most_delta);
+        out.counted[i] = labels;
         out.p.top[i] = first + place_of_largest(z1, cols, m1, most.vectors[0]);
         out.q.top[i] = first + place_of_largest(z2, cols, m2, most.vectors[1]);
     }
@@ -305,15 +312,15 @@ void logit_divergences(const LogitRows<T>& p, const LogitRows<T>& q, const doubl
                        std::int64_t rows, std::int64_t cols, double* js, double* tv) {
     for (std::int64_t i = 0; i < rows; ++i) {
         const T *const z1 = p.data + i * p.stride, *const z2 = q.data + i * q.stride;
-        // both shifts are rounded, and what rounding takes off the difference of the normalisers goes into it again
+        // the shifts are rounded, which leaves their differences exact; what rounding took goes off afterwards
         const T shift1 = static_cast<T>(lse_p[i]), shift2 = static_cast<T>(lse_q[i]);
-        const T left =
-            static_cast<T>((lse_p[i] - static_cast<double>(shift1)) - (lse_q[i] - static_cast<double>(shift2)));
+        const double left1 = lse_p[i] - static_cast<double>(shift1), left2 = lse_q[i] - static_cast<double>(shift2);
+        const T rest1 = static_cast<T>(left1), rest2 = static_cast<T>(left2), left = static_cast<T>(left1 - left2);
         RowSums<T, 2> sums;
         each_column<T>(cols, [&](auto lanes, std::int64_t j) {
             constexpr int kN = decltype(lanes)::value;
             const auto a = load<T, kN>(z1 + j) - shift1, b = load<T, kN>(z2 + j) - shift2;
-            const auto top = larger<T, kN>(a, b);
+            const auto top = larger<T, kN>(a - rest1, b - rest2);
             const auto gap = magnitude<T, kN>((a - b) - left);
             auto less = exp2_less<T, kN>(gap * static_cast<T>(-kLog2E), T(1));
             auto most = exp2_less<T, kN>((top < T(0) ? top : Vector<T, kN>{}) * static_cast<T>(kLog2E), T(0));

@@ -89,10 +89,15 @@ class LogitMemory {
     double* numbers(std::int64_t index, std::int64_t row) { return numbers_.data() + index * rows_ + row; }
     std::int64_t* tops(std::int64_t index, std::int64_t row) { return tops_.data() + index * rows_ + row; }
 
-    // of one model, from the row on; four arrays and a top, the first of each at these places
+    // of one model, from the row on: three arrays and a top, the first of each at these places; two arrays more if
+    // squares are wanted
     LogitSums sums(std::int64_t place, std::int64_t top, std::int64_t row, bool squares) {
-        return {numbers(place, row), numbers(place + 1, row), numbers(place + 2, row),
-                squares ? numbers(place + 3, row) : nullptr, tops(top, row)};
+        return {numbers(place, row),
+                numbers(place + 1, row),
+                numbers(place + 2, row),
+                squares ? numbers(place + 3, row) : nullptr,
+                squares ? numbers(place + 4, row) : nullptr,
+                tops(top, row)};
     }
 
     // before any label: below every logit

@@ -12,13 +12,13 @@
 namespace gramless {
 namespace {
 
-// arrays of LogitMemory: four for each model, the fourth of which is free, and what follows
-enum { kP = 0, kDeltaP = 3, kQ = 4, kDeltaQ = 7, kMean = 8, kSquare, kAbs, kMost, kArrays };
+// arrays of LogitMemory: three for each model, and what follows
+enum { kP = 0, kQ = 3, kDeltaP = 6, kDeltaQ, kMean, kSquare, kAbs, kMost, kCounted, kArrays };
 
 LogitPairSums pair_sums(LogitMemory& memory, std::int64_t row) {
     return {memory.sums(kP, 0, row, false), memory.sums(kQ, 1, row, false), memory.numbers(kDeltaP, row),
             memory.numbers(kDeltaQ, row),   memory.numbers(kMean, row),     memory.numbers(kSquare, row),
-            memory.numbers(kAbs, row),      memory.numbers(kMost, row)};
+            memory.numbers(kAbs, row),      memory.numbers(kMost, row),     memory.numbers(kCounted, row)};
 }
 
 template <class T>
@@ -54,7 +54,6 @@ class LogitPairs {
             total.clear();
             total.start(kP);
             total.start(kQ);
-            std::int64_t merged = 0;
             pass_.each_tile(
                 rows,
                 [&](std::size_t worker, std::int64_t row, std::int64_t count, const Slab& slab,
@@ -65,11 +64,8 @@ class LogitPairs {
                                    pair_sums(mine, row));
                     take(first, row, count, slab, logits);
                 },
-                [&](std::size_t worker, const Slab& slab) {
-                    const std::int64_t labels = slab.end - slab.begin;
-                    tile_kernels().logit_merge.pair_sums(pair_sums(partials_[worker], 0), labels, pair_sums(total, 0),
-                                                         merged, rows);
-                    merged += labels;
+                [&](std::size_t worker, const Slab&) {
+                    tile_kernels().logit_merge.pair_sums(pair_sums(partials_[worker], 0), pair_sums(total, 0), rows);
                 });
             finish(first, rows, pair_sums(total, 0));
             if (kept_[0]) from_kept(first, rows);
@@ -136,11 +132,25 @@ class LogitPairs {
             out.delta_square[at] = sums.square[r];
             out.delta_abs[at] = sums.abs[r];
             out.delta_max[at] = sums.most[r];
+            out.counted[at] = sums.counted[r];
+            if (sums.p.sum[r] == 0 || sums.q.sum[r] == 0) lose(at, sums.p.sum[r] == 0, sums.q.sum[r] == 0);
             // of a label that only one model can predict, the sums of delta are infinite, but never NaN
             const bool odd = std::isnan(sums.square[r]) || std::isnan(sums.abs[r]) || std::isnan(out.delta[0][at]) ||
-                             std::isnan(out.delta[1][at]);
+                             std::isnan(out.delta[1][at]) ||
+                             (std::isinf(sums.square[r]) && std::isfinite(sums.most[r]));
             if (task_.choice.check_finite && (odd || !std::isfinite(all))) pass_.refuse(at);
         }
+    }
+
+    // a row that no label can be in, of either model or both
+    void lose(std::int64_t row, bool p, bool q) {
+        const LogitPairsTarget& out = task_.out;
+        for (std::size_t m = 0; m < 2; ++m) {
+            out.delta[m][row] = std::nan("");
+            if (m == 0 ? p : q) out.lse[m][row] = out.mean[m][row] = out.top_logit[m][row] = std::nan("");
+        }
+        out.delta_mean[row] = out.delta_square[row] = out.delta_abs[row] = out.delta_max[row] = std::nan("");
+        out.counted[row] = static_cast<double>(pass_.cut().labels);
     }
 
     void from_kept(std::int64_t first, std::int64_t rows) {

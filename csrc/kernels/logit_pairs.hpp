@@ -9,7 +9,7 @@ namespace gramless {
 struct LogitPairsTarget {
     double *lse[2], *mean[2], *delta[2], *top_logit[2], *target[2];
     std::int64_t* top[2];
-    double *delta_mean, *delta_square, *delta_abs, *delta_max;
+    double *delta_mean, *delta_square, *delta_abs, *delta_max, *counted;
 };
 
 struct LogitPairsTask {

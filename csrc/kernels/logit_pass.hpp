@@ -86,7 +86,7 @@ class LogitHead {
         else
             multiply_tile(hidden_, row, rows, *mine.panels, 0, count, false, logits, kStride);
         const LogitFinish<T> finish{model_.bias ? mine.bias.data() : nullptr, static_cast<T>(1 / choice_.temperature),
-                                    static_cast<T>(model_.cap), !model_.given && !(hidden_finite_ && mine.finite)};
+                                    cap(), !model_.given && !(hidden_finite_ && mine.finite)};
         if (finish.bias || finish.scale != 1 || finish.cap > 0 || finish.poisoned)
             ops.finish(finish, logits, kStride, rows, count);
         return {logits, kStride, masked_};
@@ -136,6 +136,9 @@ class LogitHead {
             std::is_same_v<T, float> && !model.given && Bf16Rows::takes(model.h) && Bf16Rows::takes(model.w);
         return fits ? bf16_ops() : nullptr;
     }
+
+    // in the range of T; one that no logit comes near is none
+    T cap() const { return model_.cap == 0 || model_.cap > 1e30 ? T(0) : static_cast<T>(std::max(model_.cap, 1e-30)); }
 
     bool pack(RowPanels<T>& panels, std::int64_t index) const {
         panels.pack(index);

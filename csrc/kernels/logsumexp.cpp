@@ -10,7 +10,7 @@
 namespace gramless {
 namespace {
 
-constexpr std::int64_t kArrays = 4;
+constexpr std::int64_t kArrays = 5;
 
 template <class T>
 void run(LogsumexpTask& task) {
@@ -48,6 +48,12 @@ void run(LogsumexpTask& task) {
             out.mean[at] = sums.weighted[r] / sums.sum[r];
             out.lse2[at] = 2 * sums.largest[r] + std::log(sums.squares[r]);
             out.top_logit[at] = sums.largest[r];
+            out.counted[at] = sums.counted[r];
+            // a row that no label can be in
+            if (sums.counted[r] == 0) {
+                out.lse[at] = out.mean[at] = out.lse2[at] = out.top_logit[at] = std::nan("");
+                out.counted[at] = static_cast<double>(pass.cut().labels);
+            }
             out.top[at] =
                 task.choice.all_labels ? sums.top[r] : task.choice.labels[static_cast<std::size_t>(sums.top[r])];
             if (task.choice.check_finite && !std::isfinite(out.lse[at] + out.mean[at])) pass.refuse(at);

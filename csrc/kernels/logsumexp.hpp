@@ -7,7 +7,7 @@ namespace gramless {
 
 // (N',) each, for the rows that count
 struct LogsumexpTarget {
-    double *lse, *mean, *lse2, *top_logit, *target;
+    double *lse, *mean, *lse2, *top_logit, *target, *counted;
     std::int64_t* top;
 };
 

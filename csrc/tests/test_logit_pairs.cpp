@@ -17,7 +17,7 @@ namespace {
 
 struct Result {
     explicit Result(std::int64_t n)
-        : numbers(16, std::vector<double>(size(n))), tops(2, std::vector<std::int64_t>(size(n))) {}
+        : numbers(17, std::vector<double>(size(n))), tops(2, std::vector<std::int64_t>(size(n))) {}
 
     LogitPairsTarget target() {
         LogitPairsTarget out{};
@@ -27,13 +27,13 @@ struct Result {
                 *field = numbers[next++].data();
             out.top[m] = tops[m].data();
         }
-        for (double** field : {&out.delta_mean, &out.delta_square, &out.delta_abs, &out.delta_max})
+        for (double** field : {&out.delta_mean, &out.delta_square, &out.delta_abs, &out.delta_max, &out.counted})
             *field = numbers[next++].data();
         return out;
     }
 
-    double* js() { return numbers[14].data(); }
-    double* tv() { return numbers[15].data(); }
+    double* js() { return numbers[15].data(); }
+    double* tv() { return numbers[16].data(); }
 
     std::vector<std::vector<double>> numbers;
     std::vector<std::vector<std::int64_t>> tops;

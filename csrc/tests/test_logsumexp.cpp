@@ -14,13 +14,14 @@ namespace gramless {
 namespace {
 
 struct Result {
-    explicit Result(std::int64_t n) : lse(size(n)), mean(lse), lse2(lse), top_logit(lse), target(lse), top(size(n)) {}
+    explicit Result(std::int64_t n)
+        : lse(size(n)), mean(lse), lse2(lse), top_logit(lse), target(lse), counted(lse), top(size(n)) {}
 
     LogsumexpTarget target_arrays() {
-        return {lse.data(), mean.data(), lse2.data(), top_logit.data(), target.data(), top.data()};
+        return {lse.data(), mean.data(), lse2.data(), top_logit.data(), target.data(), counted.data(), top.data()};
     }
 
-    std::vector<double> lse, mean, lse2, top_logit, target;
+    std::vector<double> lse, mean, lse2, top_logit, target, counted;
     std::vector<std::int64_t> top;
 };
 

@@ -12,6 +12,9 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+# so that numbers of labels do not overflow
+_MOST_LABELS = 2**62
+
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 
@@ -34,12 +37,14 @@ class LogitState:
         The largest logit.
     target : float64 array of shape (N',)
         Logit of the target, NaN where there is none.
+    counted : float64 array of shape (N',)
+        How many of the labels a row can have: those whose logit is above -inf.
     labels : int
         Number V' of labels.
 
     Notes
     -----
-    It holds 48 N' bytes, whatever the number of labels. Arrays are never changed in place.
+    It holds 56 N' bytes, whatever the number of labels. Arrays are never changed in place.
 
     Examples
     --------
@@ -60,6 +65,7 @@ class LogitState:
     top: Int64  # (N',)
     top_logit: Float64  # (N',)
     target: Float64  # (N',)
+    counted: Float64  # (N',)
     labels: int
 
     def __repr__(self) -> str:
@@ -77,6 +83,7 @@ class LogitState:
 
     def numbered_from(self, first: int) -> LogitState:
         """Return the same labels with numbers that start at first, for a state of a slice of w."""
+        _check_first(first)
         return replace(self, top=self.top + first)
 
     def merge(self, other: LogitState) -> LogitState:
@@ -99,6 +106,7 @@ class LogitState:
             top=top,
             top_logit=top_logit,
             target=_merge_targets(self.target, other.target),
+            counted=self.counted + other.counted,
             labels=self.labels + other.labels,
         )
 
@@ -127,6 +135,8 @@ class LogitPairState:
         The largest logits.
     target_p, target_q : float64 array of shape (N',)
         Logits of the target, NaN where there is none.
+    counted : float64 array of shape (N',)
+        How many of the labels a row can have in either model; those that it can have in neither are in no sum.
     js, tv : float64 array of shape (N',)
         Jensen-Shannon divergence and total variation, NaN where they were not asked for, and after a merge.
     labels : int
@@ -134,7 +144,7 @@ class LogitPairState:
 
     Notes
     -----
-    It holds 144 N' bytes, whatever the number of labels. A label that only one model can predict makes delta_mean,
+    It holds 152 N' bytes, whatever the number of labels. A label that only one model can predict makes delta_mean,
     delta_square, delta_abs and delta_max infinite. Arrays are never changed in place.
 
     Examples
@@ -169,6 +179,7 @@ class LogitPairState:
     top_logit_q: Float64  # (N',)
     target_p: Float64  # (N',)
     target_q: Float64  # (N',)
+    counted: Float64  # (N',)
     js: Float64  # (N',)
     tv: Float64  # (N',)
     labels: int
@@ -188,6 +199,7 @@ class LogitPairState:
 
     def numbered_from(self, first: int) -> LogitPairState:
         """Return the same labels with numbers that start at first, for a state of slices of w1 and w2."""
+        _check_first(first)
         return replace(self, top_p=self.top_p + first, top_q=self.top_q + first)
 
     def merge(self, other: LogitPairState) -> LogitPairState:
@@ -226,6 +238,7 @@ class LogitPairState:
             top_logit_q=top_logit_q,
             target_p=_merge_targets(self.target_p, other.target_p),
             target_q=_merge_targets(self.target_q, other.target_q),
+            counted=self.counted + other.counted,
             js=missing,
             tv=missing.copy(),
             labels=self.labels + other.labels,
@@ -233,6 +246,13 @@ class LogitPairState:
 
 
 StateT = TypeVar("StateT", LogitState, LogitPairState)
+
+
+def _check_first(first: int) -> None:
+    if isinstance(first, bool) or not isinstance(first, int | np.integer):
+        raise TypeError(f"numbered_from: expected first to be an int, got {type(first).__name__}")
+    if not 0 <= first < _MOST_LABELS:
+        raise ValueError(f"numbered_from: expected first from 0 to below 2^62, got {first}")
 
 
 def _text(state: LogitState | LogitPairState) -> str:
@@ -290,9 +310,10 @@ def _merge_targets(target: Float64, other: Float64) -> Float64:
 
 def _merge_squares(a: LogitPairState, b: LogitPairState) -> tuple[Float64, Float64]:
     """Return mean and square about it, of all labels; infinite ones are always +inf."""
-    share = b.labels / (a.labels + b.labels)
+    labels = a.counted + b.counted
+    share = np.divide(b.counted, labels, out=np.zeros_like(labels), where=labels > 0)
     endless = np.isinf(a.delta_mean) | np.isinf(b.delta_mean)
     with np.errstate(invalid="ignore"):
         step = np.where(endless, 0.0, b.delta_mean - a.delta_mean)
         mean = np.where(endless, a.delta_mean + b.delta_mean, a.delta_mean + step * share)
-        return mean, a.delta_square + b.delta_square + step**2 * (a.labels * share)
+        return mean, a.delta_square + b.delta_square + step**2 * (a.counted * share)

@@ -17,6 +17,11 @@ from support.logits import Inputs
 DTYPES = list(cases.DTYPES)
 
 
+def assert_close(got, want, dtype, what: str) -> None:
+    for one, other in zip(got, want, strict=True):
+        bounds.assert_relative(one, other, bounds.bound_for(dtype), what)
+
+
 class TestDefinition:
     """The reference against SciPy and sums written out."""
 
@@ -132,6 +137,50 @@ class TestValue:
         for options in ({}, {"softcap1": 5.0, "softcap2": 7.0}):
             inputs = Inputs(z1, None, z2, None, options)
             logit_truth.assert_pairs(logits.pairs(backend, inputs, divergences=True), inputs, divergences=True)
+
+    @pytest.mark.parametrize("dtype", ["fp32", "fp64"])
+    def test_labels_that_no_row_can_have_are_none(self, backend: Backend, dtype: str) -> None:
+        both = logits.TYPICAL.inputs(dtype).given()
+        z1, z2, some = both.h1.copy(), both.h2.copy(), np.arange(both.h1.shape[1]) % 3 > 0
+        z1[:, ~some] = z2[:, ~some] = -np.inf
+        got = logits.pairs(backend, Inputs(z1 + 100, None, z2, None, {}), divergences=True)
+        want = logits.pairs(backend, Inputs(z1[:, some] + 100, None, z2[:, some], None, {}), divergences=True)
+        np.testing.assert_array_equal(got.counted, some.sum())
+        for key in ("lse_p", "delta_p", "delta_mean", "delta_square", "delta_abs", "js", "tv"):
+            assert_close(getattr(got, key), getattr(want, key), z1.dtype, key)
+
+    def test_large_logits_leave_kl_its_digits(self, backend: Backend) -> None:
+        """What the largest logits have in common is not rounded."""
+        z1, z2 = np.array([[1e10, 0, 1], [3e7, 0, 1]], np.float32), np.array([[0.3, 0.5, 1]] * 2, np.float32)
+        got, want = (ops.logit_pairs(z1.astype(t), None, z2.astype(t), None, backend=backend.name) for t in "fd")
+        assert_close(values.kl_pq(got), values.kl_pq(want), z1.dtype, "KL")
+        alone = ops.logit_pairs(z1[:, :1], None, z2[:, :1], None, backend=backend.name)
+        bounds.assert_absolute(np.abs(values.kl_pq(alone)).max(), 0.0, bounds.algebra(z1.max()), "KL of one label")
+
+    def test_squares_that_overflow_are_refused_or_right(self, backend: Backend) -> None:
+        z1, z2 = np.array([[1e20, 0, 1]], np.float32), np.array([[0, 0.5, 1]], np.float32)
+        if backend.name == "reference":
+            assert np.isfinite(ops.logit_pairs(z1, None, z2, None, backend="reference").delta_square).all()
+        else:
+            with pytest.raises(ValueError, match="logit_pairs: logits overflow although the input is finite"):
+                ops.logit_pairs(z1, None, z2, None, backend=backend.name)
+
+    def test_a_row_without_labels_propagates_as_nan(self, backend: Backend) -> None:
+        both = logits.TYPICAL.inputs("fp32").given()
+        z1 = both.h1.copy()
+        z1[2] = -np.inf
+        got = ops.logit_pairs(z1, None, both.h2, None, divergences=True, nonfinite="propagate", backend=backend.name)
+        lost = np.arange(len(z1)) == 2
+        for key in ("lse_p", "mean_p", "delta_p", "delta_q", "delta_mean", "delta_square", "delta_abs", "js", "tv"):
+            np.testing.assert_array_equal(np.isnan(getattr(got, key)), lost, err_msg=key)
+        assert np.isfinite(got.lse_q).all()
+
+    @pytest.mark.parametrize("cap", [1e-300, 1e-46, 1e39, 1e300])
+    def test_caps_beyond_float32(self, backend: Backend, cap: float) -> None:
+        h, w = np.ones((1, 2), np.float32), np.array([[3, 1], [0, 1], [1, 1]], np.float32)
+        got = ops.logit_pairs(h, w, h, w, softcap1=cap, backend=backend.name)
+        want = np.log(3) if cap < 1 else np.log(np.exp([4, 1, 2]).sum())
+        assert_close(got.lse_p, [want], h.dtype, "lse")
 
     @pytest.mark.parametrize(("first", "second"), [*cases.MIXED, ("fp64", "fp32")])
     def test_mixed_dtypes(self, backend: Backend, first: str, second: str) -> None:

@@ -205,7 +205,7 @@ class TestStates:
         z1, z2 = normal(2)
         assert repr(pair(z1, z2)) == f"LogitPairState(n={N}, labels={V})"
         assert repr(one(z1)) == f"LogitState(n={N}, labels={V})"
-        assert (pair(z1, z2).nbytes, one(z1).nbytes) == (144 * N, 48 * N)
+        assert (pair(z1, z2).nbytes, one(z1).nbytes) == (152 * N, 56 * N)
 
     def test_numbered_from(self) -> None:
         z1, z2 = normal(2)
@@ -214,6 +214,9 @@ class TestStates:
         np.testing.assert_array_equal(moved.top_p, state.top_p + 100)
         np.testing.assert_array_equal(moved.top_q, state.top_q + 100)
         np.testing.assert_array_equal(one(z1).numbered_from(7).top, state.top_p + 7)
+        for first, error in ((-1, ValueError), (1.5, TypeError), ("a", TypeError), (2**62, ValueError)):
+            with pytest.raises(error, match="numbered_from: expected first"):
+                state.numbered_from(first)
 
     def test_merging_is_associative(self) -> None:
         z1, z2 = normal(2)

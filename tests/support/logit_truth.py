@@ -60,8 +60,10 @@ def _logits(inputs: Inputs, number: str, rows: np.ndarray, kept: np.ndarray, dty
 
 @np.errstate(all="ignore")
 def _evaluate(inputs: Inputs, z1: np.ndarray, z2: np.ndarray, rows: np.ndarray, kept: np.ndarray) -> dict[str, Any]:
-    delta = np.where((z1 == -np.inf) & (z2 == -np.inf), z1.dtype.type(0), z1 - z2)
-    mean = delta.mean(axis=1)
+    # labels that a row can have in neither model are none of its labels
+    counts = (z1 > -np.inf) | (z2 > -np.inf)
+    delta = np.where(counts, z1 - z2, z1.dtype.type(0))
+    mean = delta.sum(axis=1) / counts.sum(axis=1)
     found: dict[str, Any] = {}
     logs, shares = [], []
     for z, side in ((z1, "p"), (z2, "q")):
@@ -84,7 +86,7 @@ def _evaluate(inputs: Inputs, z1: np.ndarray, z2: np.ndarray, rows: np.ndarray, 
     endless = np.isinf(delta).any(axis=1)
     sums = {
         "delta_mean": mean,
-        "delta_square": np.sum((delta - mean[:, None]) ** 2, axis=1),
+        "delta_square": np.sum(np.where(counts, delta - mean[:, None], 0) ** 2, axis=1),
         "delta_abs": np.abs(delta).sum(axis=1),
         "delta_max": np.abs(delta).max(axis=1),
     }

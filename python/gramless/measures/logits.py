@@ -52,7 +52,7 @@ def logit_distance(state: LogitPairState) -> Float64:
 
 def logit_l1(state: LogitPairState) -> Float64:
     """Mean over labels of |z1 - z2|, of logits as they are."""
-    return state.delta_abs / state.labels
+    return state.delta_abs / state.counted
 
 
 def top1_agreement(state: LogitPairState) -> Float64:
@@ -115,7 +115,7 @@ def effective_candidates(state: LogitState) -> Float64:
 
 def uniform_distance(state: LogitState) -> Float64:
     """Squared Euclidean distance of p to the uniform prediction, sum p^2 - 1 / V', at least 0 up to rounding."""
-    return np.exp(-renyi2(state)) - 1 / state.labels
+    return np.exp(-renyi2(state)) - 1 / state.counted
 
 
 def target_log_probability(state: LogitState) -> Float64:

@@ -52,13 +52,15 @@ def logit_pairs(
         "logit_pairs", h1, w1, h2, w2, b1, b2, labels, mask, temperature, softcap1, softcap2, nonfinite
     )
     (lse_p, p), (lse_q, q) = softmax(z1), softmax(z2)
-    # a label that neither model can predict in this row is one that they agree on
-    delta = np.where((z1 == -np.inf) & (z2 == -np.inf), 0.0, z1 - z2)
+    # a label that a row can have in neither model is none of its labels
+    counts = (z1 != -np.inf) | (z2 != -np.inf)
+    delta = np.where(counts, z1 - z2, 0.0)
     endless = np.isinf(delta).any(axis=1)
-    mean = delta.mean(axis=1)
+    counted = counts.sum(axis=1).astype(np.float64)
+    mean = delta.sum(axis=1) / counted
     sums = {
         "delta_mean": mean,
-        "delta_square": np.sum((delta - mean[:, None]) ** 2, axis=1),
+        "delta_square": np.sum(np.where(counts, delta - mean[:, None], 0.0) ** 2, axis=1),
         "delta_abs": np.sum(np.abs(delta), axis=1),
         "delta_max": np.max(np.abs(delta), axis=1),
     }
@@ -78,6 +80,7 @@ def logit_pairs(
         "top_logit_q": z2.max(axis=1),
         "target_p": target_logits(z1, kept, rows, targets),
         "target_q": target_logits(z2, kept, rows, targets),
+        "counted": counted,
         "js": js,
         "tv": tv,
         "labels": len(kept),

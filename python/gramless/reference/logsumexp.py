@@ -50,6 +50,7 @@ def logsumexp(
         "top": kept[np.argmax(z, axis=1)],
         "top_logit": largest,
         "target": target_logits(z, kept, rows, targets),
+        "counted": np.sum(z != -np.inf, axis=1).astype(np.float64),
         "labels": len(kept),
     }
 
