@@ -185,7 +185,8 @@ IMPORT_TABLE = {
     "_sketch": floor("", "numpy"),
     "logit_distance": floor("unembedding _factors ops _logit_checks _checks _dispatch", "numpy"),
     "distance_stream": floor("unembedding accumulators _states _checks", "numpy"),
-    "unembedding": floor("_factors _logit_checks _states _checks _dispatch", "numpy", "safetensors"),
+    "unembedding": floor("_factors _pair_files _logit_checks _states _checks _dispatch", "numpy", "safetensors"),
+    "_pair_files": floor("", "numpy"),
     "_factors": floor("ops _logit_checks _progress _states _checks _dispatch", "numpy", "torch scipy"),
     "_explain": floor(
         "layers similarity independence estimates kernel_pass ops grids bandwidths _costs _memory _checks _dispatch"

@@ -318,3 +318,9 @@ class TestStream:
         assert repr(stream).startswith("LogitDistance(n=8, UnembeddingPair(labels=50")
         stream.reset()
         assert stream.n == 0
+
+
+def test_a_distance_that_overflows_is_refused():
+    x, y = np.random.default_rng(5).standard_normal((2, 5, 4))
+    with pytest.raises(ValueError, match=r"^logit_distance: logits overflow although the input is finite"):
+        gl.logit_distance(x, None, y, None, temperature=1e-310)

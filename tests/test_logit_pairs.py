@@ -352,3 +352,24 @@ class TestSketch:
     def test_ranks(self) -> None:
         assert [_sketch.rank(k / 10, 30) for k in range(11)] == [1, *range(3, 31, 3)]
         assert _sketch.rank(0.5, 3) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"labels": -1}, {"labels": 2.0}, {"lse_p": [1.0]}, {"js": np.zeros(3)}, {"top_p": np.zeros(5)}],
+    ids=["labels", "labels kind", "list", "shape", "dtype"],
+)
+def test_states_changed_by_hand_are_refused(change):
+    h, w = np.random.default_rng(5).standard_normal((2, 5, 4))
+    state = replace(gl.logit_pairs(h, w, h, w), **change)
+    name = next(iter(change))
+    with pytest.raises((TypeError, ValueError), match=f"^LogitPairs.add: expected {name} of the state"):
+        gl.LogitPairs().add(state)
+    with pytest.raises((TypeError, ValueError), match=f"^compare_logits: expected {name} of the state"):
+        gl.compare_logits(state)
+
+
+@pytest.mark.parametrize("flag", ["divergences", "keep_rows"])
+def test_flags_are_bools(flag):
+    with pytest.raises(TypeError, match=f"^LogitPairs: expected {flag} to be a bool, got str"):
+        gl.LogitPairs(**{flag: "x"})

@@ -312,3 +312,21 @@ def test_memory_of_rows() -> None:
     # a block in float64, its products with a panel, and a value for each row with its number
     formula = (1 << 24) + 2 * 8 * 300_000
     assert peak <= bounds.MEMORY_FACTOR * formula + bounds.MEMORY_SLACK_BYTES, f"{peak:,} against {formula:,}"
+
+
+def test_a_factor_that_was_changed_is_refused():
+    w = np.random.default_rng(5).standard_normal((20, 3))
+    state = gl.UnembeddingPair(w, w[::-1]).to_dict()
+    state["factor"][0, 0] += 1
+    with pytest.raises(ValueError, match=r"^UnembeddingPair.from_dict: .* its checksum differs"):
+        gl.UnembeddingPair.from_dict(state)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_paths_that_cannot_be_opened_are_named(tmp_path, suffix):
+    path = tmp_path / "none" / f"x{suffix}"
+    w = np.eye(4, 2)
+    with pytest.raises(FileNotFoundError, match=f"^UnembeddingPair.save: cannot write .*x{suffix}': No such file"):
+        gl.UnembeddingPair(w, w).save(path)
+    with pytest.raises(FileNotFoundError, match=f"^UnembeddingPair.load: cannot read .*x{suffix}': No such file"):
+        gl.UnembeddingPair.load(path)

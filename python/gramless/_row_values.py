@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -237,6 +237,28 @@ class RowTable:
         }
         pieces = ({name: row[last : last + n].copy() for name, row in rows.items()},) if keep else None
         return cls(n, labels, columns, pieces)
+
+
+def check_state(function: str, state: LogitPairState) -> None:
+    """Refuse a state whose fields, replaced by hand, are not arrays of its rows, and labels no number of these.
+
+    Values are taken on trust: NaN is what nonfinite="propagate" makes of a row.
+    """
+    n: tuple[int, ...] | None = None
+    for name in (each.name for each in fields(state)):
+        value, kind = getattr(state, name), np.int64 if name.startswith("top_") else np.float64
+        if name == "labels":
+            _checks.positive(function, "labels of the state", value)
+            continue
+        if name.startswith("top_logit"):
+            kind = np.float64
+        if not isinstance(value, np.ndarray) or value.dtype != kind:
+            found = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
+            raise TypeError(f"{function}: expected {name} of the state to be an array of {kind.__name__}, got {found}")
+        n = value.shape if n is None else n
+        if value.ndim != 1 or value.shape != n:
+            expected = f"{n} as {fields(state)[0].name}" if len(n) == 1 else "(n,)"
+            raise ValueError(f"{function}: expected {name} of the state of shape {expected}, got {value.shape}")
 
 
 def _counts(function: str, state: Mapping[str, Any], key: str) -> _sketch.Counts:

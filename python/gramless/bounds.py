@@ -8,6 +8,7 @@ each less its mean over labels. Biases do not enter.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from . import _checks
 from ._checks import Array
 from .identifiability import models
-from .identifiability.roots import Float64, root_of_rows
+from .identifiability.roots import Float64, power_of_two, root_of_rows
 from .measures.identifiability import column_basis
 
 _EPS = 2.0**-52
@@ -54,7 +55,7 @@ def logit_distance_from_kl(kl: float, least_probability: float) -> float:
     _least(function, "kl", kl)
     if _checks.above_zero(function, "least_probability", least_probability) > 0.5:
         raise ValueError(f"{function}: expected least_probability of at most 0.5, got {least_probability!r}")
-    return float(np.sqrt(2 * kl / least_probability))
+    return math.sqrt(_quotient(2 * float(kl), least_probability))
 
 
 def least_squares_from_logit_distance(distance: float, w1: Array) -> float:
@@ -93,7 +94,7 @@ def least_squares_from_logit_distance(distance: float, w1: Array) -> float:
     values = np.linalg.svd(factor, compute_uv=False)
     if len(factor) < factor.shape[1] or values[-1] <= factor.shape[1] * _EPS * values[0]:
         return float("inf")
-    return float(distance / values[-1])
+    return _quotient(distance, values[-1])
 
 
 def d_rep_from_logit_distance(distance: float, sigma_min: float, d: int, labels: int) -> float:
@@ -134,7 +135,9 @@ def d_rep_from_logit_distance(distance: float, sigma_min: float, d: int, labels:
         _checks.positive(function, name, number)
     if labels <= d:
         raise ValueError(f"{function}: expected more labels than hidden size, got labels={labels} and d={d}")
-    return float(2 * d / (labels - 1) * (distance / sigma_min) ** 2)
+    # a power of floats raises where a product is infinite; so does a quotient of ints
+    ratio = _quotient(distance, sigma_min)
+    return 2 * (float(d) / float(labels - 1)) * ratio * ratio
 
 
 def logit_distance_from_correlations(
@@ -190,16 +193,30 @@ def logit_distance_from_correlations(
     root = root_of_rows(function, embeddings)
     d1, n = int(arrays["h1"].shape[1]), root.n
     second = root.factor / np.sqrt(n) if centred else root.second
-    logits = second[:, :d1] @ root_of_rows(function, {"w1": arrays["w1"]}).factor.T
+    with np.errstate(over="ignore", invalid="ignore"):
+        logits = second[:, :d1] @ root_of_rows(function, {"w1": arrays["w1"]}).factor.T
     basis = _basis(second[:, d1:])
+    # only scale-free parts are taken of what is scaled
+    size = power_of_two(logits)
+    if not np.isfinite(logits).all():
+        raise ValueError(f"{function}: logits overflow; scale the data down")
+    logits = np.ldexp(logits, -size)
     if sharp:
-        return float(np.linalg.norm(logits - basis @ (basis.T @ logits)))
+        residual = np.linalg.norm(logits - basis @ (basis.T @ logits))
+        return _times(function, float(residual), size)
     own = _basis(logits)
     values = np.linalg.svd(logits, compute_uv=False)[: own.shape[1]]
     correlations = np.zeros(len(values))
     found = np.linalg.svd(own.T @ basis, compute_uv=False)
     correlations[: len(found)] = found
-    return float(np.sqrt(values**2 @ (1 - correlations**2).clip(0.0)))
+    return _times(function, float(np.sqrt(values**2 @ (1 - correlations**2).clip(0.0))), size)
+
+
+def _times(function: str, value: float, exponent: int) -> float:
+    try:
+        return math.ldexp(value, exponent)
+    except OverflowError:
+        raise ValueError(f"{function}: the distance overflows; scale the data down") from None
 
 
 def _basis(columns: Float64) -> Float64:
@@ -236,7 +253,13 @@ def d_svd_from_d_llv(epsilon: float) -> float:
     0.5
     """
     _least("d_svd_from_d_llv", "epsilon", epsilon)
-    return 2 * float(epsilon) ** 2
+    # a power of floats raises where a product is infinite
+    return 2 * float(epsilon) * float(epsilon)
+
+
+def _quotient(a: Any, b: Any) -> float:
+    """Return a / b as floats, infinite on overflow, without a warning of NumPy."""
+    return float(a) / float(b)
 
 
 def _least(function: str, name: str, value: Any) -> None:

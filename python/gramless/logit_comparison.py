@@ -14,7 +14,7 @@ from ._comparison import LogitComparison as LogitComparison
 from ._dispatch import check_backend
 from ._logits import LogitPairState
 from ._progress import watched
-from ._row_values import RowTable
+from ._row_values import RowTable, check_state
 
 # with fewer rows at a time, reading the unembeddings begins to cost more than what is done with them
 LEAST_ROWS = 1024
@@ -265,6 +265,7 @@ def _check_alone(function: str, given: dict[str, Any]) -> None:
 
 
 def _of_state(function: str, state: LogitPairState, *, rows: bool) -> LogitComparison:
+    check_state(function, state)
     if not state.n:
         raise ValueError(f"{function}: expected at least one row, got a state of none")
     predicted = ~np.isnan(state.lse_p + state.lse_q)

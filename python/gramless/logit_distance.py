@@ -198,7 +198,11 @@ def logit_distance(
             squares = _by_vocabulary(function, first, second, chosen, backend)
     if not len(squares):
         raise ValueError(f"{function}: expected at least one row that counts, got none")
-    return np.sqrt(squares) / heat if rows else math.sqrt(float(squares.mean())) / heat
+    with np.errstate(over="ignore"):
+        found = np.sqrt(squares) / heat
+    if not np.isfinite(found).all():
+        raise ValueError(f"{function}: logits overflow although the input is finite; scale it down")
+    return found if rows else math.sqrt(float(squares.mean())) / heat
 
 
 def _check_pair(function: str, pair: Any, w1: Any, w2: Any, b1: Any, b2: Any, labels: Any, method: str) -> None:

@@ -15,7 +15,7 @@ from ._checks import Array
 from ._comparison import LogitComparison
 from ._dispatch import check_backend
 from ._logits import LogitPairState
-from ._row_values import RowTable, names_of
+from ._row_values import RowTable, check_state, names_of
 from ._states import saved
 from .accumulators import Accumulator, agree, gather
 from .logit_comparison import without_ignored
@@ -108,8 +108,8 @@ class LogitPairs(Accumulator):
                 name: None if cap is None else _checks.above_zero(function, name, cap)
                 for name, cap in (("softcap1", softcap1), ("softcap2", softcap2))
             },
-            "divergences": bool(divergences),
-            "keep_rows": bool(keep_rows),
+            "divergences": _flag(function, "divergences", divergences),
+            "keep_rows": _flag(function, "keep_rows", keep_rows),
         }
         self._fingerprint = _fingerprint(self._weights)
         self._run: dict[str, Any] = {"workspace": workspace, "nonfinite": nonfinite, "backend": backend}
@@ -203,6 +203,7 @@ class LogitPairs(Accumulator):
         function = "LogitPairs.add"
         if not isinstance(state, LogitPairState):
             raise TypeError(f"{function}: expected a LogitPairState, got {type(state).__name__}")
+        check_state(function, state)
         other = self._empty()
         other._table = other._with(function, state)
         # the merge waits for other threads
@@ -348,6 +349,12 @@ class LogitPairs(Accumulator):
             raise ValueError(f"{function}: rows of other options: {named or ', '.join(map(str, settings))}")
         if fingerprint != self._fingerprint:
             raise ValueError(f"{function}: these rows belong to other unembeddings, biases or labels")
+
+
+def _flag(function: str, name: str, value: Any) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{function}: expected {name} to be a bool, got {type(value).__name__}")
+    return bool(value)
 
 
 def _checked(function: str, *models: Any) -> tuple[Any, ...]:

@@ -16,6 +16,7 @@ from ._checks import Array
 from ._dispatch import check_backend
 from ._factors import EPS, Columns, Factor, factor, without_zeros
 from ._logit_checks import Head
+from ._pair_files import checksum, failed, opened, suffix_of
 from ._states import saved
 
 if TYPE_CHECKING:
@@ -301,6 +302,7 @@ class UnembeddingPair:
         """Return a flat dict of arrays, which saves without pickle."""
         arrays = {"factor": self.factor.copy()} | ({} if self._given is None else {"given": self._given.copy()})
         texts = {"format": FORMAT, "method": self.method, "fingerprint": self.fingerprint}
+        texts |= {"checksum": checksum(self.factor)}
         return saved(arrays, n=self.labels, d1=self.d1, d2=self.d2, biased=int(self._biased), **texts)
 
     @classmethod
@@ -320,14 +322,16 @@ class UnembeddingPair:
         width, rows = d1 + d2 + biased, np.shape(state.get("factor", ()))[:1]
         if not (labels and d1 and d2 and rows) or rows[0] > min(width, labels) or biased > 1:
             raise ValueError(f"{function}: no factor of {labels} labels, d1 = {d1} and d2 = {d2} has {rows} rows")
-        matrix = _checks.state_array(function, state, "factor", (rows[0], width))
-        known = {"format", "n", "d1", "d2", "biased", "method", "fingerprint", "factor", "given"}
+        matrix = np.ascontiguousarray(_checks.state_array(function, state, "factor", (rows[0], width)))
+        if _checks.state_text(function, state, "checksum") != checksum(matrix):
+            raise ValueError(f"{function}: 'factor' is not the one that was saved, its checksum differs")
+        known = {"format", "n", "d1", "d2", "biased", "method", "fingerprint", "checksum", "factor", "given"}
         _checks.no_other_keys(function, state, known)
         given = np.array(state["given"]) if "given" in state else None
         if given is not None and (given.dtype != np.int64 or given.ndim != 1 or (np.diff(given, prepend=-1) < 1).any()):
             raise ValueError(f"{function}: expected 'given' to be distinct labels in order")
         made = cls.__new__(cls)
-        found = Factor(without_zeros(np.ascontiguousarray(matrix)), method, fingerprint)
+        found = Factor(without_zeros(matrix), method, fingerprint)
         made._fill((d1, d2), labels, given, bool(biased), found)
         return made
 
@@ -341,14 +345,18 @@ class UnembeddingPair:
         OSError
             If it cannot be written.
         """
-        if _suffix("save", path) == ".safetensors":
-            from safetensors.numpy import save_file
+        suffix = suffix_of("save", path)
+        try:
+            # numpy gives a path without .npz another name
+            with Path(path).open("wb") as file:
+                if suffix == ".npz":
+                    np.savez(file, **self.to_dict())
+                    return
+                from safetensors.numpy import save
 
-            save_file(self.to_dict(), path)
-            return
-        # numpy gives a path without .npz another name
-        with Path(path).open("wb") as file:
-            np.savez(file, **self.to_dict())
+                file.write(save(self.to_dict()))
+        except OSError as error:
+            raise failed("save: cannot write", path, error) from None
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -361,8 +369,8 @@ class UnembeddingPair:
         OSError
             If it cannot be opened.
         """
-        suffix = _suffix("load", path)
-        with Path(path).open("rb") as file:
+        suffix = suffix_of("load", path)
+        with opened("load: cannot read", path, "rb") as file:
             try:
                 if suffix == ".safetensors":
                     from safetensors.numpy import load_file
@@ -375,7 +383,8 @@ class UnembeddingPair:
                     return cls.from_dict(dict(arrays))
             except Exception as error:
                 # what a damaged file makes its parsers raise has no useful bound
-                raise ValueError(f"UnembeddingPair.load: cannot read {os.fspath(path)!r}: {error}") from error
+                why = str(error).removeprefix("UnembeddingPair.from_dict: ")
+                raise ValueError(f"UnembeddingPair.load: cannot read {os.fspath(path)!r}: {why}") from error
 
 
 def nonfinite_row(function: str, arrays: Mapping[str, Array], rows: NDArray[np.int64]) -> ValueError | None:
@@ -386,11 +395,3 @@ def nonfinite_row(function: str, arrays: Mapping[str, Array], rows: NDArray[np.i
             error = ValueError(f"{function}: {name} has non-finite values in row {int(rows[bad[0]])}")
             return _checks.advise_on_nonfinite(error, h)
     return None
-
-
-def _suffix(method: str, path: str | os.PathLike[str]) -> str:
-    suffix = Path(path).suffix.lower()
-    if suffix not in (".safetensors", ".npz"):
-        found = os.fspath(path)
-        raise ValueError(f"UnembeddingPair.{method}: expected a path that ends in .safetensors or .npz, got {found!r}")
-    return suffix

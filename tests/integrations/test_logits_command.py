@@ -316,3 +316,10 @@ def compare(n, v):
     heads, kept = 2 * 8000 * 512 * 4, 2 * 300 * 8000 * 4
     growth = memory.peak_extra_bytes(prepare, "compare(300, 8000)", "compare(300, 64)")
     assert growth < bounds.MEMORY_FACTOR * (heads + kept) + 2 * bounds.MEMORY_SLACK_BYTES
+
+
+def test_standard_output_that_is_full_is_named(files):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*GRAMLESS, "logits", *map(str, files)], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == cli.ERROR
+    assert "standard output: cannot be written: No space left on device" in done.stderr

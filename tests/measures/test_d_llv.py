@@ -380,3 +380,10 @@ class TestRefusals:
             gl.d_llv(h1[:1], w1, h2[:1], w2)
         with pytest.raises(ValueError, match="expected at least 4 inputs for n_inputs=1"):
             gl.d_llv(h1[:3], w1, h2[:3], w2)
+
+
+@pytest.mark.parametrize(("scale", "what"), [(1e200, "overflow"), (1e308, "overflow"), (1e-200, "underflow")])
+def test_what_overflows_or_underflows_says_so(scale, what):
+    h, w = np.random.default_rng(5).standard_normal((2, 20, 3))
+    with pytest.raises(ValueError, match=f"^d_llv: .*{what}.*"):
+        gl.d_llv(scale * h.clip(-1, 1), w, h, w)

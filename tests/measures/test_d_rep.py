@@ -200,3 +200,12 @@ class TestRefusals:
             ValueError, match=rf"d_rep: {name} has non-finite values in rows 256\.\.511 \(float16 holds"
         ):
             gl.d_rep(**arrays)
+
+
+def test_overflow_and_flags_are_refused():
+    h, w = np.random.default_rng(5).standard_normal((2, 20, 3))
+    for squared in (True, False):
+        with pytest.raises(ValueError, match=r"^d_rep: residuals overflow; scale the data down"):
+            gl.d_rep(1e200 * h, w, h, w[::-1] * 1e200, squared=squared)
+    with pytest.raises(TypeError, match=r"^d_rep: expected squared to be a bool, got str"):
+        gl.d_rep(h, w, h, w, squared="x")

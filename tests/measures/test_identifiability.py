@@ -247,3 +247,12 @@ class TestDSVD:
         h2[3] = h2[0]
         with pytest.raises(ValueError, match="d_svd: inputs 3 have the logits of input 0"):
             gl.d_svd(h1, w1, h2, w2, **ways)
+
+
+@pytest.mark.parametrize("scale", [2.0**660, 2.0**-660], ids=["large", "small"])
+def test_correlations_do_not_depend_on_scale(scale):
+    h, w, other = np.random.default_rng(5).standard_normal((3, 20, 3))
+    assert np.isclose(gl.mean_cca(scale * h, other), gl.mean_cca(h, other), rtol=1e-12)
+    plain = gl.msvd(h, w, other, w, rows=[0, 1, 2])
+    assert np.isclose(gl.msvd(scale * h, w, other, w, rows=[0, 1, 2]), plain, rtol=1e-12)
+    assert np.isclose(gl.msvd(h, scale * w, other, w, rows=[0, 1, 2]), plain, rtol=1e-12)

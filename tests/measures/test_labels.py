@@ -227,3 +227,22 @@ class TestCosines:
     def test_refusals(self, arguments: tuple, keywords: dict, error: type[Exception], text: str) -> None:
         with pytest.raises(error, match=re.escape(f"cosine_ambiguity: {text}")):
             gl.cosine_ambiguity(*arguments, **keywords)
+
+
+@pytest.mark.parametrize("scale", [2.0**660, 2.0**-660], ids=["large", "small"])
+def test_cosines_and_similarities_do_not_depend_on_scale(scale):
+    h, w = np.random.default_rng(5).standard_normal((2, 20, 3))
+    plain, found = gl.cosine_ambiguity(w, 0, 1), gl.cosine_ambiguity(scale * w, 0, 1)
+    assert found.cosine == plain.cosine
+    np.testing.assert_array_equal(found.cosines, plain.cosines)
+    np.testing.assert_array_equal(found.translations, scale * plain.translations)
+    np.testing.assert_allclose(gl.label_similarity(scale * h, w), gl.label_similarity(h, w), atol=1e-13)
+    np.testing.assert_allclose(gl.label_similarity(h, scale * w), gl.label_similarity(h, w), atol=1e-13)
+
+
+def test_what_overflows_says_so():
+    h, w = np.random.default_rng(5).standard_normal((2, 20, 3))
+    with pytest.raises(ValueError, match=r"^center_unembedding: .* overflow; scale the data down"):
+        gl.center_unembedding(np.full((4, 2), 1.7e308))
+    with pytest.raises(ValueError, match=r"^label_covariance: .* overflow; scale the data down"):
+        gl.label_covariance(1e160 * h, w)

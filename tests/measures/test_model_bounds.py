@@ -169,3 +169,12 @@ def test_refusals(name: str, arguments: tuple, error: type[Exception], text: str
     with pytest.raises(error, match=re.escape(text)) as caught:
         getattr(gl.bounds, name)(*arguments)
     assert str(caught.value).startswith(f"{name}: ")
+
+
+def test_bounds_that_overflow_are_infinite():
+    assert gl.bounds.d_svd_from_d_llv(1e200) == np.inf
+    assert gl.bounds.d_rep_from_logit_distance(1e200, 1.0, 2, 5) == np.inf
+    assert gl.bounds.logit_distance_from_kl(1e308, 0.1) == np.inf
+    h, w = np.random.default_rng(5).standard_normal((2, 20, 3))
+    found = gl.bounds.logit_distance_from_correlations(2.0**660 * h, w, w)
+    assert np.isclose(found, 2.0**660 * gl.bounds.logit_distance_from_correlations(h, w, w), rtol=1e-12)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
@@ -19,7 +20,7 @@ from ..estimates import _Annotated
 from ..measures import identifiability as _measures
 from . import models
 from .models import Indices
-from .roots import Float64, float64_blocks, float64_rows, root_of_rows
+from .roots import Float64, float64_blocks, float64_rows, root_of_rows, scaled, scaled_columns
 
 # eigenvalues that products in float32 leave of a correlation matrix without full rank
 _FLOAT32_RTOL = 2.0**-20
@@ -132,9 +133,25 @@ def _wide_moments(function: str, x: Any, y: Any, backend: str) -> MomentState:
     _checks.same_rows(function, arrays)
     stream = Moments(backend=backend)
     width = sum(int(a.shape[1]) for a in arrays.values())
-    for _, blocks in float64_blocks(function, arrays, max(256, _BLOCK_BYTES // (8 * width))):
-        stream.update(blocks["x"], blocks["y"])
-    return stream.finalize()
+    size = max(256, _BLOCK_BYTES // (8 * width))
+    powers = {name: _column_powers(function, name, a, size) for name, a in arrays.items()}
+    try:
+        for _, blocks in float64_blocks(function, arrays, size):
+            stream.update(*(np.ldexp(block, -powers[name]) for name, block in blocks.items()))
+        return stream.finalize()
+    except ValueError as error:
+        raise ValueError(re.sub(r"^[\w.]+:", f"{function}:", str(error))) from None
+
+
+def _column_powers(function: str, name: str, a: Array, size: int) -> NDArray[np.int64]:
+    """Return the powers of two that no canonical correlation depends on; 0 where no square can overflow."""
+    largest = np.zeros(int(a.shape[1]))
+    if "float64" in str(a.dtype):
+        for _, blocks in float64_blocks(function, {name: a}, size):
+            np.maximum(largest, abs(blocks[name]).max(axis=0), out=largest)
+    powers = np.frexp(largest)[1].astype(np.int64)
+    # most data are read as they are
+    return np.where(abs(powers) > 400, powers, 0)
 
 
 def msvd(h1: Array, w1: Array, h2: Array, w2: Array, *, rows: Any) -> float:
@@ -345,7 +362,8 @@ def _sides(function: str, arrays: dict[str, Array], name: str) -> tuple[Float64,
         raise ValueError(f"{function}: expected at least 2 rows of {' and '.join(two)}, got 1")
     root = root_of_rows(function, two)
     width = int(two[f"{name}1"].shape[1])
-    return root.covariance[:, :width], root.covariance[:, width:]
+    # correlations do not depend on scale
+    return scaled(root.covariance[:, :width]), scaled(root.covariance[:, width:])
 
 
 def _coordinates(
@@ -354,8 +372,8 @@ def _coordinates(
     """Return for both models the differences of rows from the first, seen in their roots (k, M), and which vanish."""
     made, undefined = [], np.zeros(len(rows) - 1, bool)
     for side, suffix in zip(sides, "12", strict=True):
-        chosen = float64_rows(function, f"{name}{suffix}", arrays[f"{name}{suffix}"], rows)
-        differences = (chosen[1:] - chosen[0]).T
+        chosen = scaled(float64_rows(function, f"{name}{suffix}", arrays[f"{name}{suffix}"], rows))
+        differences = scaled_columns((chosen[1:] - chosen[0]).T)
         made.append(side @ differences)
         undefined |= _measures.vanishing(made[-1], side, differences)
     return made, undefined

@@ -151,6 +151,7 @@ def d_rep(
     (0.055, 0.243, True)
     """
     function = "d_rep"
+    squared = models.flag(function, "squared", squared)
     arrays = models.pair(function, h1, w1, h2, w2)
     d = models.same_size(function, arrays, "the map A has to be square")
     labels = int(arrays["w1"].shape[0])
@@ -180,6 +181,8 @@ def d_rep(
     fitted = np.asarray(np.linalg.lstsq(root_w.factor[:, :d], root_w.factor[:, d:], rcond=None)[0][None], np.float64)
     of_fit = _measures.mean_square_residuals(*sides, fitted) if squared else _mean_norms(function, arrays, fitted)
     per_set, sigma_min = np.concatenate(values), np.concatenate(smallest)
+    if not (np.isfinite(per_set).all() and np.isfinite(of_fit).all() and np.isfinite(per_set.max() * len(per_set))):
+        raise ValueError(f"{function}: residuals overflow; scale the data down")
     ends = int(TRIMMED * len(per_set))
     return LinearDissimilarity(
         value=float(per_set.mean()),
@@ -216,6 +219,7 @@ def _chunks(label_sets: Iterator[Indices], size: int) -> Iterator[Indices]:
         yield np.array(held)
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def _maps(arrays: dict[str, Array], chosen: Indices) -> tuple[Float64, Float64]:
     """Return the maps A of those label sets (s, d + 1) that are not singular, and sigma_min of all, 0 if singular."""
     flat = chosen.reshape(-1)
@@ -224,6 +228,7 @@ def _maps(arrays: dict[str, Array], chosen: Indices) -> tuple[Float64, Float64]:
     return _measures.label_maps(first[:, 1:] - first[:, :1], second[:, 1:] - second[:, :1])
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def _mean_norms(function: str, arrays: dict[str, Array], maps: Float64) -> Float64:
     """Return the mean over inputs of |h1 - A h2| for maps A (s, d, d)."""
     sums, d = np.zeros(len(maps)), maps.shape[1]

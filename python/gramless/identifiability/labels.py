@@ -13,7 +13,17 @@ from .. import _arrays, _checks
 from .._checks import Array
 from ..measures import identifiability as _measures
 from . import models
-from .roots import BLOCK_ROWS, Float64, float64_blocks, float64_rows, mapped_rows, root_of_rows
+from .roots import (
+    BLOCK_ROWS,
+    Float64,
+    float64_blocks,
+    float64_rows,
+    mapped_rows,
+    power_of_two,
+    root_of_rows,
+    scaled,
+    scaled_columns,
+)
 
 # most labels whose V x V matrix is made without being asked for
 MOST_LABELS = 8192
@@ -64,7 +74,10 @@ def center_unembedding(w: Array) -> Array:
     made = xp.empty(rows.shape, dtype=wide)
     for start in range(0, int(rows.shape[0]), BLOCK_ROWS):
         block = slice(start, start + BLOCK_ROWS)
-        made[block] = xp.asarray(xp.asarray(rows[block], dtype=xp.float64) - xp.asarray(mean), dtype=wide)
+        with np.errstate(over="ignore"):
+            made[block] = xp.asarray(xp.asarray(rows[block], dtype=xp.float64) - xp.asarray(mean), dtype=wide)
+        if not bool(xp.all(xp.isfinite(made[block]))):
+            raise ValueError(f"{function}: w less its mean overflows; scale the data down")
     return made
 
 
@@ -110,8 +123,14 @@ def label_covariance(h: Array, w: Array, labels: Any = None) -> Float64:
            [ 0.      ,  5.333333, -5.333333],
            [-1.333333, -5.333333,  6.666667]])
     """
-    columns = _logits("label_covariance", h, w, labels)[0]
-    return np.asarray(columns.T @ columns)
+    function = "label_covariance"
+    root, centred = _logits(function, h, w, labels)
+    with np.errstate(over="ignore", invalid="ignore"):
+        columns = root @ centred
+        found = np.asarray(columns.T @ columns)
+    if not np.isfinite(found).all():
+        raise ValueError(f"{function}: covariances overflow; scale the data down")
+    return found
 
 
 def label_similarity(h: Array, w: Array, labels: Any = None) -> Float64:
@@ -149,19 +168,23 @@ def label_similarity(h: Array, w: Array, labels: Any = None) -> Float64:
     -0.894427
     """
     function = "label_similarity"
-    columns, root, centred = _logits(function, h, w, labels)
+    # correlations do not depend on scale
+    root, centred = _logits(function, h, w, labels)
+    root, centred = scaled(root), scaled_columns(centred)
+    columns = root @ centred
     constant = _measures.vanishing(columns, root, centred)
     if constant.any():
         chosen = np.arange(len(constant)) if labels is None else np.asarray(labels)
         raise ValueError(
             f"{function}: the centred logits of labels {models.several(chosen[constant])} do not vary with h"
         )
+    columns = scaled_columns(columns)
     columns = columns / np.linalg.norm(columns, axis=0)
     return np.asarray(columns.T @ columns)
 
 
-def _logits(function: str, h: Any, w: Any, labels: Any) -> tuple[Float64, Float64, Float64]:
-    """Return centred logits of labels as columns (k, m), in the root of the covariance of h; that, and centred w."""
+def _logits(function: str, h: Any, w: Any, labels: Any) -> tuple[Float64, Float64]:
+    """Return the root (k, d) of the covariance of h, and w of labels, centred, as columns (d, m)."""
     arrays = models.model(function, h, w)
     count = int(arrays["w"].shape[0])
     if labels is None and count > MOST_LABELS:
@@ -171,14 +194,17 @@ def _logits(function: str, h: Any, w: Any, labels: Any) -> tuple[Float64, Float6
         raise ValueError(f"{function}: expected at least 2 rows of h, got 1")
     root = root_of_rows(function, {"h": arrays["h"]}).covariance
     centred = (float64_rows(function, "w", arrays["w"], chosen) - _mean(function, arrays["w"])).T
-    return root @ centred, root, centred
+    return root, centred
 
 
 def _mean(function: str, w: Array) -> Float64:
     """Return the mean row."""
     total = np.zeros(int(w.shape[1]))
-    for _, blocks in float64_blocks(function, {"w": w}):
-        total += blocks["w"].sum(axis=0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for _, blocks in float64_blocks(function, {"w": w}):
+            total += blocks["w"].sum(axis=0)
+    if not np.isfinite(total).all():
+        raise ValueError(f"{function}: sums over rows of w overflow; scale the data down")
     return total / int(w.shape[0])
 
 
@@ -281,24 +307,33 @@ def cosine_ambiguity(
     if (abs(targets) > 1).any():
         raise ValueError(f"{function}: expected cosines in [-1, 1], got {targets.tolist()}")
     first, second = float64_rows(function, "w", arrays["w"], np.array(labels))
-    half = (first - second) / 2
-    if not half.any():
+    if not (first != second).any():
         raise ValueError(f"{function}: labels {a} and {b} have equal unembeddings, whose cosine is 1 whatever is added")
     if not (first.any() and second.any()):
         raise ValueError(f"{function}: the unembedding of label {b if first.any() else a} is zero and has no cosine")
+    own = _cosine(first, second)
+    # cosines do not depend on scale; a power of two is exact
+    size = power_of_two(np.stack([first, second]))
+    first, second = np.ldexp(first, -size), np.ldexp(second, -size)
+    half = (first - second) / 2
     if d == 1 and (abs(targets) < 1).any():
         raise ValueError(f"{function}: with d = 1 cosines are -1 or 1, got {targets.tolist()}")
     across = _across(half, (first + second) / 2)
-    moves = np.array([_move(first, half, across, cosine) for cosine in targets])
+    scaled_moves = np.array([_move(first, half, across, cosine) for cosine in targets])
+    found = np.array([_cosine(first + move, second + move) for move in scaled_moves])
+    with np.errstate(over="ignore"):
+        moves = np.ldexp(scaled_moves, size)
+    if not np.isfinite(moves).all():
+        raise ValueError(f"{function}: translations overflow; scale the data down")
     change = None
     if h is not None:
         shift = np.zeros(count) if bias is None else _checks.vector(function, "bias", bias, count)
         change = max(_largest_change(function, arrays, shift, move) for move in moves)
-    found = np.array([_cosine(first + move, second + move) for move in moves])
-    return CosineAmbiguity(_cosine(first, second), found, moves, change)
+    return CosineAmbiguity(own, found, moves, change)
 
 
 def _cosine(a: Float64, b: Float64) -> float:
+    a, b = scaled(a), scaled(b)
     return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
 
 
@@ -327,7 +362,11 @@ def _largest_change(function: str, arrays: dict[str, Array], bias: Float64, move
     w = mapped_rows(function, "w", arrays["w"], lambda rows: rows, len(move))
     largest = 0.0
     for _, blocks in float64_blocks(function, {"h": arrays["h"]}, max(1, _BLOCK_BYTES // (8 * len(w)))):
-        before, after = (_softmax(blocks["h"] @ v.T + bias) for v in (w, w + move))
+        with np.errstate(over="ignore", invalid="ignore"):
+            logits = [blocks["h"] @ v.T + bias for v in (w, w + move)]
+        if not all(np.isfinite(z).all() for z in logits):
+            raise ValueError(f"{function}: logits overflow; scale the data down")
+        before, after = map(_softmax, logits)
         largest = max(largest, float(abs(before - after).max()))
     return largest
 

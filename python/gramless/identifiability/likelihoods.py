@@ -14,10 +14,12 @@ from ..measures import identifiability as _measures
 from . import models
 from .models import Indices
 from .pivots import Labels, search
-from .roots import Float64, float64_blocks, float64_rows, root_of_rows
+from .roots import Float64, float64_blocks, float64_rows, power_of_two, root_of_rows
 
 # sets of inputs to choose from, if there are inputs enough
 INPUT_SETS = 100
+# of two, of logits whose fourth powers neither overflow nor underflow
+_MOST_POWER = 250
 
 
 @dataclass(frozen=True)
@@ -227,6 +229,8 @@ def _over_inputs(
     normalisers = {f"h{i}": _log_normalisers(function, arrays, biases[f"b{i}"], i) for i in "12"}
     root = root_of_rows(function, {name: arrays[name] for name in ("h1", "h2")}, normalisers).covariance
     sides = root[:, : sizes[0] + 1], root[:, sizes[0] + 1 :]
+    for i, side in zip("12", sides, strict=True):
+        _check_size(function, arrays, i, side[:, :-1])
     known = Labels(
         (arrays["w1"], arrays["w2"]),
         (sides[0][:, :-1], sides[1][:, :-1]),
@@ -250,6 +254,16 @@ def _over_inputs(
         )
     reduce = np.max if reduction == "max" else np.mean
     return pivot, leave_out, float(reduce(first)), float(reduce(third))
+
+
+def _check_size(function: str, arrays: dict[str, Array], suffix: str, root: Float64) -> None:
+    """Refuse logits whose squares overflow or underflow, before they would seem not to vary."""
+    powers = []
+    for _, blocks in float64_blocks(function, {f"w{suffix}": arrays[f"w{suffix}"]}):
+        powers += [power_of_two(w) for w in blocks.values() if w.any()]
+    if powers and root.any() and abs(size := max(powers) + power_of_two(root)) > _MOST_POWER:
+        what, way = ("overflow", "down") if size > 0 else ("underflow", "up")
+        raise ValueError(f"{function}: squares of the logits of h{suffix} and w{suffix} {what}; scale the data {way}")
 
 
 def _log_variances(function: str, arrays: dict[str, Array], sides: tuple[Float64, Float64]) -> _measures.LogVariances:
@@ -298,4 +312,5 @@ def _log_normalisers(function: str, arrays: dict[str, Array], bias: Float64, suf
     try:
         return ops.logsumexp(arrays[f"h{suffix}"], arrays[f"w{suffix}"], b=bias).lse
     except ValueError as error:
-        raise ValueError(re.sub(r"^logsumexp: ([hw]) ", rf"{function}: \g<1>{suffix} ", str(error))) from None
+        text = re.sub(r"^logsumexp: ([hw]) ", rf"{function}: \g<1>{suffix} ", str(error))
+        raise ValueError(re.sub(r"^logsumexp:", f"{function}:", text)) from None

@@ -54,6 +54,13 @@ def index(function: str, name: str, value: Any, count: int) -> int:
     return int(value)
 
 
+def flag(function: str, name: str, value: Any) -> bool:
+    """Return True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{function}: expected {name} to be a bool, got {type(value).__name__}")
+    return bool(value)
+
+
 def indices(function: str, name: str, values: Any, count: int, least: int = 1) -> Indices:
     """Return distinct indices in 0..count-1, at least so many of them."""
     made = _arrays.readable(values)

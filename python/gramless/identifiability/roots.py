@@ -62,12 +62,30 @@ def root_of_rows(function: str, arrays: Mapping[str, Array], columns: Mapping[st
             if name in columns:
                 parts.append(columns[name][start : start + len(block), None])
         rows = np.concatenate(parts, axis=1)
-        pivot = pivot if n else rows.mean(axis=0)
         below = np.ones((len(rows), width + 1), order="F")
-        np.subtract(rows, pivot, out=below[:, 1:])
+        with np.errstate(over="ignore", invalid="ignore"):
+            pivot = pivot if n else rows.mean(axis=0)
+            np.subtract(rows, pivot, out=below[:, 1:])
         found = lapack.dtpqrt(0, min(_PANEL, width + 1), found, below, overwrite_a=1, overwrite_b=1)[0]
         n += len(rows)
+    if not (np.isfinite(found).all() and np.isfinite(pivot).all()):
+        raise ValueError(f"{function}: sums over rows of {' and '.join(arrays)} overflow; scale the data down")
     return Root(n, pivot + found[0, 1:] / found[0, 0], np.triu(found[1:, 1:]))
+
+
+def power_of_two(a: Float64) -> int:
+    """Return e with all entries of a finite array below 2^e, the largest at least 2^(e - 1); 0 for zeros."""
+    return int(np.frexp(abs(a).max(initial=0.0))[1])
+
+
+def scaled(a: Float64) -> Float64:
+    """Return an array times a power of two, exact, whose squares neither overflow nor underflow."""
+    return np.asarray(np.ldexp(a, -power_of_two(a)))
+
+
+def scaled_columns(a: Float64) -> Float64:
+    """Return the same, each column with its own power of two."""
+    return np.asarray(np.ldexp(a, -np.frexp(abs(a).max(axis=0, initial=0.0))[1]))
 
 
 def float64_blocks(

@@ -43,10 +43,15 @@ def canonical_correlations(function: str, state: MomentState, rtol: float | None
             f"{function}: expected at least {max(p, q) + 2} rows for p = {p} and q = {q} features, got n = {n}: "
             "with as many features as rows every canonical correlation is 1"
         )
+    for name, part in (("x", state.x), ("y", state.y)):
+        if not np.isfinite(np.diag(_checks.to_numpy(part.second))).all():
+            raise ValueError(f"{function}: sums of squares of {name} overflow; scale the data down")
     varying = {name: _varying(part) for name, part in (("x", state.x), ("y", state.y))}
     for name, kept in varying.items():
         if not kept.any():
-            raise ValueError(f"{function}: {name} is constant, its rows do not differ beyond rounding")
+            raise ValueError(
+                f"{function}: {name} is constant, its rows do not differ beyond rounding, or their squares underflow"
+            )
     centred = state.centred()
     kept_x, kept_y = varying["x"], varying["y"]
     xx = _checks.to_numpy(centred.x.second)[np.ix_(kept_x, kept_x)]
@@ -135,6 +140,7 @@ def _factorised(first: Float64, second: Float64, least: float) -> tuple[float, F
     return smallest, lapack.dgetrs(factors, order, second)[0] if smallest > least else None
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def mean_square_residuals(root_1: Float64, root_2: Float64, maps: Float64) -> Float64:
     """Return mean |f_1 - A f_2|^2 for maps A (s, d, d), from the roots (k, d) of the joint second moments."""
     differences = root_1 - root_2 @ np.swapaxes(maps, 1, 2)
