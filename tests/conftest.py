@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-from support import backends, poison
+from support import backends, device, poison
+
+# kernels ask once, when they are imported
+device.interpret_without_gpu()
 
 # the same examples on every machine, and no clock: a slow machine is not a failure
 settings.register_profile(
@@ -26,17 +30,41 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.fixture(params=backends.listed(), scope="session")
-def backend_label(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every backend of the stem that a module names in STEM, the host's where it names none."""
+    if "backend_label" in metafunc.fixturenames:
+        labels = backends.listed(getattr(metafunc.module, "STEM", None))
+        metafunc.parametrize("backend_label", labels, scope="session")
+    if "host_label" in metafunc.fixturenames:
+        metafunc.parametrize("host_label", backends.listed(), scope="session")
+
+
+def prepared(label: str) -> Iterator[backends.Backend]:
+    chosen = backends.Backend(label)
+    with ExitStack() as stack:
+        stack.enter_context(backends.isa(chosen.level))
+        stack.enter_context(poison.poisoned_allocations())
+        if chosen.on_device:
+            stack.enter_context(device.poisoned_tensors())
+        yield chosen
 
 
 @pytest.fixture
 def backend(backend_label: str) -> Iterator[backends.Backend]:
-    """Reference, cpu, and cpu with the lowest instruction set, on memory that is poisoned before use."""
-    chosen = backends.Backend(backend_label)
-    with backends.isa(chosen.level), poison.poisoned_allocations():
-        yield chosen
+    """Reference, cpu, cpu with the lowest instruction set, and the GPU, on memory that is poisoned before use."""
+    yield from prepared(backend_label)
+
+
+@pytest.fixture
+def host_backend(host_label: str) -> Iterator[backends.Backend]:
+    """The same less the GPU."""
+    yield from prepared(host_label)
+
+
+@pytest.fixture
+def gpu_backend() -> Iterator[backends.Backend]:
+    """The GPU, or the interpreter that stands for it."""
+    yield from prepared(device.label())
 
 
 @pytest.fixture(params=backends.isa_levels())

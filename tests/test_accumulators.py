@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -172,6 +173,42 @@ class TestContract(contract.AccumulatorContract):
         return request.param
 
 
+@pytest.mark.parametrize("subject", subjects(), ids=str)
+class TestNames:
+    """What all share speaks in the name of the class that the caller knows."""
+
+    def test_another_kind(self, subject: Subject) -> None:
+        kind = type(subject.make()).__name__
+        what = f"{kind} of the same mode" if kind == "LayerGrid" else kind
+        with pytest.raises(TypeError, match=rf"^{kind}\.merge: expected another {what}, got str$"):
+            subject.make().merge("rows")
+
+    def test_no_rows(self, subject: Subject) -> None:
+        kind = type(subject.make()).__name__
+        with pytest.raises(ValueError, match=rf"^{kind}\.finalize: no rows yet, update first$"):
+            subject.make().finalize()
+
+    def test_no_processes(self, subject: Subject) -> None:
+        kind = type(subject.make()).__name__
+        with pytest.raises(RuntimeError, match=rf"^{kind}\.all_reduce: torch\.distributed is not initialised$"):
+            subject.make().all_reduce()
+
+    def test_other_state(self, subject: Subject) -> None:
+        kind = type(subject.make()).__name__
+        with pytest.raises(TypeError, match=rf"^{kind}\.load_state_dict: expected a dict, got list$"):
+            subject.make().load_state_dict([1])
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in square:RuntimeWarning")
+@pytest.mark.parametrize("make", [logit_distance_subject, logit_pairs_subject])
+def test_rows_whose_squares_overflow_come_back(make: Callable[[np.ndarray, np.ndarray], Subject]) -> None:
+    subject = make(*pair_rows())
+    full, restored = contract.fed(subject, [tuple(1e90 * rows for rows in subject.rows)]), subject.make()
+    restored.load_state_dict(full.state_dict())
+    bounds.assert_same_dicts(restored.state_dict(), full.state_dict(), "restored")
+    assert np.inf in subject.values(restored.finalize()).values()
+
+
 class TestMoments:
     @pytest.mark.parametrize("dtype", list(cases.DTYPES))
     def test_is_the_state_of_one_pass(self, backend: Backend, dtype: str) -> None:
@@ -310,6 +347,16 @@ class TestMoments:
 
 
 class TestLayerGridStream:
+    @pytest.mark.parametrize("modes", [("exact", "minibatch"), ("minibatch", "exact")])
+    def test_another_mode_is_refused(self, modes: tuple[str, str]) -> None:
+        mine, theirs = (gl.LayerGrid(mode).update(*layer_rows()) for mode in modes)
+        before = mine.state_dict()
+        with pytest.raises(TypeError, match=r"^LayerGrid\.merge: .* of the same mode, got one of another mode$"):
+            mine.merge(theirs)
+        with pytest.raises(ValueError, match=r"^LayerGrid\.load_state_dict: expected a state of format"):
+            mine.load_state_dict(theirs.state_dict())
+        bounds.assert_same_dicts(mine.state_dict(), before, "after refusals")
+
     def test_interruption_keeps_the_rows_so_far(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The third call of the kernel fails: no layer may be ahead of the others."""
         from gramless import ops

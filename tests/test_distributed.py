@@ -316,3 +316,22 @@ except ValueError as error:
         for rank in range(3):
             with np.load(tmp_path / f"{rank}.{keep}.npz") as found:
                 bounds.assert_same_dicts(dict(found), want.state_dict(), f"process {rank}, keep_rows={keep}")
+
+
+def test_a_stream_without_rows_takes_none_of_other_models(tmp_path: Path) -> None:
+    program = """
+w1, w2 = np.random.default_rng(1).standard_normal((2, 50, 9))
+for stream in (gl.LogitDistance(gl.UnembeddingPair(w1, w2 + rank)), gl.LogitPairs(w1, w2 + rank)):
+    if rank == 0:
+        stream.update(x, x)
+    try:
+        stream.all_reduce()
+    except ValueError as error:
+        print(error)
+    print(stream.n)
+"""
+    filled, empty = launch(program, 2, tmp_path)
+    assert filled.split() == ["120", "120"]
+    for kind in ("LogitDistance", "LogitPairs"):
+        assert f"{kind}.all_reduce: these rows belong to other unembeddings" in empty
+    assert "120" not in empty

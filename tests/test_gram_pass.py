@@ -23,7 +23,7 @@ RBF = {"kernel": "rbf", "bandwidth": ["median", 2.0]}
 @pytest.fixture
 def short_strips(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few rows make several strips."""
-    monkeypatch.setattr(_dispatch, "gram_block_rows", lambda backend, p, q: BLOCK)
+    monkeypatch.setattr(_dispatch, "gram_block_rows", lambda *_: BLOCK)
 
 
 @pytest.fixture
@@ -229,7 +229,7 @@ class TestOtherCheckpoints:
         self.refuses(path, "is of other parameters (bandwidth_x [", bandwidth_scale=0.5)
         self.refuses(path, "is of other parameters (degree 3, not 2)", degree=2)
         self.refuses(path, "is of other parameters (backend cpu, not reference", backend="reference")
-        monkeypatch.setattr(_dispatch, "gram_block_rows", lambda backend, p, q: 20)
+        monkeypatch.setattr(_dispatch, "gram_block_rows", lambda *_: 20)
         self.refuses(path, "is of other parameters (block_rows 16, not 20)")
 
     def test_another_version(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -366,7 +366,7 @@ import os, signal, threading, time
 import numpy as np
 import gramless as gl
 from gramless import _dispatch
-_dispatch.gram_block_rows = lambda backend, p, q: 500
+_dispatch.gram_block_rows = lambda *_: 500
 x = np.random.default_rng(0).standard_normal((20_000, 8)).astype(np.float32)
 stream = gl.GramSums(x, kernel="rbf", bandwidth=2.0, checkpoint={str(tmp_path / "pass.npz")!r})
 before = stream.strips_done

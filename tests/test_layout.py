@@ -83,9 +83,9 @@ def stub_parameters(tree, name):
     return positional, [argument.arg for argument in arguments.kwonlyargs]
 
 
-def parameters(function):
+def parameters(function, without=("backend",)):
     """Positional and keyword-only names of a Python function, less the choice of backend."""
-    kept = [p for p in inspect.signature(function).parameters.values() if p.name != "backend"]
+    kept = [p for p in inspect.signature(function).parameters.values() if p.name not in without]
     return [p.name for p in kept if p.kind is not p.KEYWORD_ONLY], [p.name for p in kept if p.kind is p.KEYWORD_ONLY]
 
 
@@ -101,12 +101,14 @@ def kernel(stem, backend):
 @pytest.mark.parametrize("stem", STEMS)
 def test_signatures_agree(stem):
     public = getattr(ops, stem)
+    # products have one precision on the host
+    on_host = parameters(public, without=("backend", "precision"))
     for backend in STEMS[stem]:
         if backend == "cpu":
-            assert stub_parameters(STUB, stem) == parameters(public)
-        else:
-            assert parameters(kernel(stem, backend)) == parameters(public)
-            assert defaults(kernel(stem, backend)) == defaults(public)
+            assert stub_parameters(STUB, stem) == on_host
+            continue
+        assert parameters(kernel(stem, backend)) == (parameters(public) if backend == "cuda" else on_host)
+        assert defaults(kernel(stem, backend)).items() <= defaults(public).items()
 
 
 def test_stub_matches_the_compiled_module():
@@ -143,7 +145,7 @@ def floor(internal, external="", lazy=""):
 BELOW_INTEGRATIONS = (
     "layers similarity random_features independence estimates kernel_pass gram_pass accumulators bandwidths measures"
     " logit_comparison logit_stream logit_distance distance_stream unembedding identifiability bounds"
-    " ops _gram _logits _states _checks _explain _costs _dispatch grids _memory"
+    " ops _gram _logits _states _checks _explain _costs _dispatch _device _processes grids _memory"
 )
 IMPORT_TABLE = {
     "__init__": floor(f"{BELOW_INTEGRATIONS} _core _version"),
@@ -154,9 +156,10 @@ IMPORT_TABLE = {
         "torch matplotlib sklearn pandas scipy ml_dtypes threadpoolctl",
     ),
     "losses": floor("accumulators measures ops _states _checks", "torch"),
-    "layers": floor("grids accumulators _matrix _progress _memory _checks _dispatch"),
+    "layers": floor("grids accumulators _processes _device _matrix _progress _memory _checks _dispatch"),
     "grids": floor(
-        "grids accumulators measures bandwidths ops _states _tables _matrix _progress _memory _checks _dispatch",
+        "grids accumulators measures bandwidths ops _states _tables _processes _matrix _progress _memory"
+        " _device _checks _dispatch",
         "numpy",
     ),
     "similarity": floor("random_features independence estimates kernel_pass measures _gram _states _checks"),
@@ -167,10 +170,12 @@ IMPORT_TABLE = {
     "estimates": floor("kernel_pass measures ops _gram _checks", "numpy"),
     "kernel_pass": floor("gram_pass bandwidths ops _gram _states _checks _dispatch"),
     "gram_pass": floor("bandwidths ops _gram _progress _checks _dispatch _version", "numpy"),
-    "bandwidths": floor("_checks _dispatch", "numpy"),
+    "bandwidths": floor("_device _checks _dispatch", "numpy"),
     "bounds": floor("identifiability measures _checks", "numpy"),
     "identifiability": floor(
-        "identifiability estimates accumulators measures ops _states _checks _arrays", "numpy array_api_compat", "scipy"
+        "identifiability _reflections estimates accumulators measures ops _states _checks _arrays",
+        "numpy array_api_compat",
+        "scipy",
     ),
     "logit_stream": floor(
         "logit_comparison accumulators ops"
@@ -184,32 +189,42 @@ IMPORT_TABLE = {
     "_row_values": floor("measures _sketch _logits _checks _arrays", "numpy"),
     "_sketch": floor("", "numpy"),
     "logit_distance": floor("unembedding _factors ops _logit_checks _checks _dispatch", "numpy"),
-    "distance_stream": floor("unembedding accumulators _states _checks", "numpy"),
+    "distance_stream": floor("unembedding accumulators _row_values _states _checks", "numpy"),
     "unembedding": floor("_factors _pair_files _logit_checks _states _checks _dispatch", "numpy", "safetensors"),
     "_pair_files": floor("", "numpy"),
-    "_factors": floor("ops _logit_checks _progress _states _checks _dispatch", "numpy", "torch scipy"),
+    "_reflections": floor("_checks", "numpy", "scipy"),
+    "_factors": floor("ops _reflections _logit_checks _progress _states _checks _dispatch", "numpy", "torch scipy"),
     "_explain": floor(
-        "layers similarity independence estimates kernel_pass ops grids bandwidths _costs _memory _checks _dispatch"
+        "_explain_logits layers similarity independence estimates kernel_pass ops grids bandwidths"
+        " _costs _memory _checks _dispatch"
     ),
+    "_explain_logits": floor(
+        "_logit_costs logit_comparison logit_distance unembedding _factors ops"
+        " _costs _row_values _logits _logit_checks _checks _dispatch",
+        "numpy",
+    ),
+    "_logit_costs": floor("logit_distance unembedding _factors _row_values _sketch _costs _dispatch"),
     "_costs": floor("random_features bandwidths _checks _dispatch"),
     "_gram": floor("_states _checks", "numpy"),
-    "accumulators": floor("ops _states _tables _checks", "numpy array_api_compat", "torch"),
+    "accumulators": floor("ops _states _tables _processes _device _dispatch _checks", "", "torch"),
+    "_processes": floor("_checks", "numpy", "torch"),
     "measures": floor("measures _gram _logits _states _checks", "numpy scipy array_api_compat"),
-    "ops": floor("logit_ops _checks _dispatch _gram _states", "numpy array_api_compat", "torch"),
+    "ops": floor("logit_ops _device _checks _dispatch _gram _states", "numpy", "torch"),
     "logit_ops": floor("_logits _logit_checks _checks _dispatch", "numpy"),
     "_logits": floor("", "numpy"),
     "_logit_checks": floor("_checks _arrays", "numpy"),
-    "_dispatch": floor("_checks", "numpy array_api_compat", "torch"),
-    "_tables": floor("_states _checks", "numpy array_api_compat"),
-    "_matrix": floor("", "numpy", "pandas"),
+    "_dispatch": floor("_checks"),
+    "_device": floor("_checks", "numpy", "torch"),
+    "_tables": floor("_states _device _checks"),
+    "_matrix": floor("_checks", "numpy", "pandas"),
     "_progress": floor("", lazy="rich"),
-    "_memory": floor(""),
+    "_memory": floor("", lazy="torch"),
     "_states": floor("_checks", "numpy array_api_compat"),
     "_checks": floor("_arrays", "numpy array_api_compat"),
-    "_arrays": floor("", "numpy"),
+    "_arrays": floor("", "numpy", "torch"),
     "_version": floor(""),
     "reference": floor("reference", "numpy"),
-    "_triton": floor("_triton _checks", "torch triton"),
+    "_triton": floor("_triton", "numpy torch triton"),
 }
 # the dispatcher reaches the kernels inside the branch it has chosen, the matrix its plot when asked for one
 LAZY_INTERNAL = {"_dispatch": {"reference", "_core", "_triton"}, "_matrix": {"integrations"}}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -195,6 +197,17 @@ class TestAdd:
         bounds.assert_same_dicts(stream.state_dict(), before)
         assert gl.LogitPairs(W1, W2, divergences=False).add(merged).n == N
 
+    def test_threads_lose_no_rows(self) -> None:
+        stream, state = gl.LogitPairs(), gl.logit_pairs(H1[:2], W1, H2[:2], W2, divergences=True)
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            with ThreadPoolExecutor(4) as pool:
+                list(pool.map(stream.add, [state] * 100))
+        finally:
+            sys.setswitchinterval(interval)
+        assert stream.n == 200
+
     def test_no_rows(self) -> None:
         assert gl.LogitPairs().add(gl.logit_pairs(H1[:0], W1, H2[:0], W2, divergences=True)).n == 0
 
@@ -264,6 +277,7 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     "sketch sum": (changed(**{"tv.sketch": COUNTS}), "'tv.numbers' and 'tv.sketch' are of other rows"),
     "sketch signs": (changed(**{"tv.sketch": COUNTS - 1}), "'tv.sketch' to be int64 counts"),
     "unknown": (changed(extra=np.zeros(2)), "unknown keys"),
+    "rows of none": (changed(n=np.array(0)), "unknown keys"),
 }
 
 

@@ -205,14 +205,18 @@ class TestHardInput:
     def test_blocks_of_rows_and_labels(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """However rows and labels are cut."""
         h1, w1, h2, w2 = models(700, 9, 7, 50)
-        want = gl.UnembeddingPair(w1, w2).rows(h1, h2)
-        for name, value in (("_PIECE_ROWS", 64), ("_BLOCK_ROWS", 128), ("_QR_ROWS", 33)):
+        pair = gl.UnembeddingPair(w1, w2)
+        want = pair.rows(h1, h2)
+        for name, value in (("_PIECE_ROWS", 64), ("_BLOCK_ROWS", 128), ("_QR_ROWS", 33), ("_MARKED_BYTES", 400)):
             monkeypatch.setattr(_factors, name, value)
         for name, value in (("_LEAST_ROWS", 7), ("_BLOCK_BYTES", 100), ("_FACTOR_ROWS", 5)):
             monkeypatch.setattr(unembedding, name, value)
         for method in ("gram", "qr"):
             factor_by(method, monkeypatch)
-            assert_rows(gl.UnembeddingPair(w1, w2).rows(h1, h2), want)
+            cut = gl.UnembeddingPair(w1, w2)
+            assert_rows(cut.rows(h1, h2), want)
+            assert cut.fingerprint == pair.fingerprint
+            cut.check(w1, w2)
 
 
 class TestLabels:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
 import warnings
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 import gramless as gl
-from support import backends, bounds, memory
+from gramless import _factors
+from support import backends, bounds, cases, memory
 from support.heads import factor_by, models
 
 
@@ -65,6 +67,8 @@ class TestFiles:
         ("change", "message"),
         [
             ({"format": np.frombuffer(b"other/1", np.uint8)}, "format"),
+            # its fingerprint was another hash
+            ({"format": np.frombuffer(b"gramless.unembedding_pair/1", np.uint8)}, "pair/2', got format"),
             ({"factor": np.zeros((15, 14))}, "shape"),
             ({"factor": np.zeros((99, 15))}, "has"),
             ({"factor": np.zeros((15, 15), np.float32)}, "float64"),
@@ -119,6 +123,11 @@ class TestFiles:
             gl.UnembeddingPair.load(tmp_path / "none.npz")
 
 
+def marks(w1: np.ndarray, w2: np.ndarray) -> np.ndarray:
+    """The marks of rows (n, 2, 4), of both unembeddings."""
+    return np.frombuffer(_factors.row_marks(w1, w2), np.uint64).reshape(len(w1), 2, 4)
+
+
 class TestFingerprint:
     def test_any_other_weights_are_refused(self) -> None:
         _, w1, _, w2 = models(1500, 9, 6, 8, "fp32")
@@ -136,6 +145,46 @@ class TestFingerprint:
         for one, two, b in others:
             with pytest.raises(ValueError, match=r"UnembeddingPair\.check: these are other weights"):
                 pair.check(one, two, b)
+
+    @pytest.mark.parametrize("width", [1, 3, 4, 9])
+    @pytest.mark.parametrize("dtype", cases.DTYPES.values(), ids=list(cases.DTYPES))
+    def test_every_bit_marks_its_row(self, dtype: np.dtype, width: int) -> None:
+        rng = np.random.default_rng(width)
+        w = rng.standard_normal((3, width)).astype(dtype)
+        plain, seen = marks(w, w), set()
+        assert len({plain[row].tobytes() for row in range(3)}) == 3
+        for bit in range(8 * w[0].nbytes):
+            changed = w.copy()
+            changed.view(np.uint8)[1, bit // 8] ^= 1 << bit % 8
+            for side, found in enumerate((marks(changed, w), marks(w, changed))):
+                differ = (found != plain).any(axis=2)
+                assert np.argwhere(differ).tolist() == [[1, side]]
+                seen.add(found[1].tobytes())
+        assert len(seen) == 2 * 8 * w[0].nbytes
+
+    @pytest.mark.parametrize("dtype", cases.DTYPES.values(), ids=list(cases.DTYPES))
+    def test_changes_with_a_pattern_mark_every_row(self, dtype: np.dtype) -> None:
+        """Signs and powers of two change the upper bits alone, and sums modulo 2^64 lose those first."""
+        w = np.random.default_rng(0).standard_normal((200, 64)).astype(dtype)
+        signs = np.ones((6, 64))
+        for k in range(4):
+            signs[k, k::4] = -1
+        signs[4, 1::2] = signs[5, [3, 7]] = -1
+        others = [w * s.astype(dtype) for s in signs]
+        others += [w * dtype.type(2), w * dtype.type(0.5), w[:, ::-1], np.roll(w, 1, axis=1), np.roll(w, 8, axis=1)]
+        found = [marks(w, other)[:, 1] for other in (w, *others)]
+        for row in range(200):
+            assert len({of[row].tobytes() for of in found}) == len(found)
+
+    def test_marks_are_the_sums_that_are_named(self) -> None:
+        """In whole numbers of any size, from the bytes."""
+        w = np.random.default_rng(0).standard_normal((5, 7)).astype(np.float32)
+        keys = _factors._keys(4).tolist()
+        for row, got in zip(w, marks(w, -w)[:, 0].tolist(), strict=True):
+            content = row.tobytes() + bytes(4)
+            words = [int.from_bytes(content[i : i + 8], sys.byteorder) for i in range(0, 32, 8)]
+            parts = words, words, [word >> 32 for word in words], [word >> 32 for word in words]
+            assert got == [sum(map(int.__mul__, key, part)) % 2**64 for key, part in zip(keys, parts, strict=True)]
 
     def test_masks_and_labels_belong_to_it(self) -> None:
         _, w1, _, w2 = models(300, 9, 6, 8)
@@ -213,6 +262,9 @@ def test_overflow_is_told(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pair = gl.UnembeddingPair(W1, W2)
     with pytest.raises(ValueError, match=r"UnembeddingPair\.rows: squared distances overflow"):
         pair.rows(np.full((3, 4), 1e200), np.zeros((3, 3)))
+    pair, most = gl.UnembeddingPair(W1, W1[::-1]), np.full((3, 4), 1.7e308)
+    with pytest.raises(ValueError, match=r"UnembeddingPair\.rows: differences of h1 and h2 overflow"):
+        pair.rows(most, -most)
 
 
 H1, H2 = models(50, 4, 3, 8)[::2]
@@ -286,7 +338,7 @@ def allowed(v: int, d1: int, d2: int, method: str) -> int:
     sums = 8 * (d1**2 + d2**2 + d1 * d2)
     # the kernel's own scratch is that of tests/test_memory.py
     scratch = 8 * 288**2 + min(8 * 4096 * width, 32 << 20)
-    return sums + max(sums, 8 * width**2) + 8 * max(4096, width) * d2 + scratch
+    return sums + max(sums, 8 * width**2) + 8 * max(8192, width) * d2 + scratch
 
 
 @pytest.mark.parametrize(("d1", "d2", "method"), [(500, 500, "gram"), (500, 300, "qr")])

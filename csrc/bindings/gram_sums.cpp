@@ -63,19 +63,27 @@ GramTarget target(py::dict& result, const std::string& name, std::int64_t bandwi
     return to;
 }
 
+// rows that stand for an array, none if the kernel shall take them
+PythonArray sample(const py::object& rows, const char* name, const ArrayView& source) {
+    if (rows.is_none()) return {};
+    PythonArray found = python_array(rows, "gram_sums", name);
+    if (found.view.rows == 0 || found.view.cols != source.cols || found.view.dtype != source.dtype)
+        throw py::value_error(std::string("gram_sums: expected ") + name + " with features and dtype of its array");
+    return found;
+}
+
 py::dict gram_sums(const py::object& x, const py::object& y, const std::string& kernel, const Widths& bandwidth_x,
                    const Widths& bandwidth_y, int degree, double coef0, std::optional<std::int64_t> block_rows,
-                   const std::optional<Pairs>& pairs, const std::string& nonfinite) {
-    const PythonArray x_array = python_array(x, "gram_sums", "x");
-    const PythonArray y_array = y.is_none() ? PythonArray{} : python_array(y, "gram_sums", "y");
+                   const std::optional<Pairs>& pairs, const py::object& sample_x, const py::object& sample_y,
+                   const std::string& nonfinite) {
+    const auto [x_array, y_array] = python_pair(x, y, "gram_sums");
     const bool pair = !y.is_none();
-    if (pair && x_array.view.rows != y_array.view.rows)
-        throw py::value_error("gram_sums: expected x and y with the same number of rows");
-    if (x_array.view.rows == 0 || x_array.view.cols == 0 || (pair && y_array.view.cols == 0))
-        throw py::value_error("gram_sums: expected arrays that are not empty");
     GramSumsTask task;
     task.x = x_array.view;
     task.y = y_array.view;
+    const PythonArray of_x = sample(sample_x, "sample_x", task.x), of_y = sample(sample_y, "sample_y", task.y);
+    task.sample_x = of_x.view;
+    task.sample_y = of_y.view;
     task.family = family(kernel, degree, coef0);
     check_widths(task.family, bandwidth_x);
     if (pair) check_widths(task.family, bandwidth_y);
@@ -205,7 +213,8 @@ void bind_gram_sums(py::module_& module) {
     module.def("gram_sums", &gram_sums, py::arg("x"), py::arg("y") = py::none(), py::kw_only(),
                py::arg("kernel") = "linear", py::arg("bandwidth_x") = py::none(), py::arg("bandwidth_y") = py::none(),
                py::arg("degree") = 3, py::arg("coef0") = 1.0, py::arg("block_rows") = py::none(),
-               py::arg("pairs") = py::none(), py::arg("nonfinite") = "raise");
+               py::arg("pairs") = py::none(), py::arg("sample_x") = py::none(), py::arg("sample_y") = py::none(),
+               py::arg("nonfinite") = "raise");
     module.def("gram_values", &gram_values, py::arg("layers"), py::arg("others") = py::none(), py::kw_only(),
                py::arg("kernel") = "linear", py::arg("bandwidths") = py::none(), py::arg("pivots") = py::none(),
                py::arg("degree") = 3, py::arg("coef0") = 1.0, py::arg("nonfinite") = "raise");

@@ -98,14 +98,6 @@ LogitChoice python_choice(const char* function, const PythonModel& p, const Pyth
     return choice;
 }
 
-std::int64_t chosen_rows(const LogitChoice& choice, const LogitModel& model) {
-    return choice.all_rows ? model.h.rows : static_cast<std::int64_t>(choice.rows.size());
-}
-
-std::int64_t chosen_labels(const LogitChoice& choice, const LogitModel& model) {
-    return choice.all_labels ? model.labels() : static_cast<std::int64_t>(choice.labels.size());
-}
-
 double* add_missing(py::dict& result, const std::string& key, std::int64_t rows) {
     double* const data = add_array<double>(result, key, {rows});
     std::fill_n(data, rows, std::numeric_limits<double>::quiet_NaN());

@@ -31,10 +31,6 @@ PythonModel python_model(const char* function, const std::string& number, const 
 LogitChoice python_choice(const char* function, const PythonModel& p, const PythonModel* q, const Indices& labels,
                           const Mask& mask, const Indices& targets, double temperature, const std::string& nonfinite);
 
-// rows and labels that count
-std::int64_t chosen_rows(const LogitChoice& choice, const LogitModel& model);
-std::int64_t chosen_labels(const LogitChoice& choice, const LogitModel& model);
-
 // a new array under this key, all NaN
 double* add_missing(pybind11::dict& result, const std::string& key, std::int64_t rows);
 

@@ -18,9 +18,9 @@ py::dict logsumexp(const py::object& h, const py::object& w, const Biases& b, co
     task.model = model.model;
     task.choice = python_choice("logsumexp", model, nullptr, labels, mask, targets, temperature, nonfinite);
     task.in_double = model.model.h.dtype == DType::kF64 || model.model.w.dtype == DType::kF64;
-    const std::int64_t n = chosen_rows(task.choice, task.model);
+    const std::int64_t n = task.choice.rows_of(task.model);
     py::dict result;
-    result["labels"] = chosen_labels(task.choice, task.model);
+    result["labels"] = task.choice.labels_of(task.model);
     task.out.lse = add_missing(result, "lse", n);
     task.out.mean = add_missing(result, "mean", n);
     task.out.lse2 = add_missing(result, "lse2", n);

@@ -44,13 +44,8 @@ SelfSums self_sums(py::dict& result, const ArrayView& source, const std::string&
 
 py::dict moments(const py::object& x, const py::object& y, const py::object& pivot_x, const py::object& pivot_y,
                  bool self_terms, const std::string& nonfinite) {
-    const PythonArray x_array = python_array(x, "moments", "x");
-    const PythonArray y_array = y.is_none() ? PythonArray{} : python_array(y, "moments", "y");
+    const auto [x_array, y_array] = python_pair(x, y, "moments");
     const bool pair = !y.is_none();
-    if (pair && x_array.view.rows != y_array.view.rows)
-        throw py::value_error("moments: expected x and y with the same number of rows");
-    if (x_array.view.rows == 0 || x_array.view.cols == 0 || (pair && y_array.view.cols == 0))
-        throw py::value_error("moments: expected arrays that are not empty");
     if (!pair && !self_terms) throw py::value_error("moments: expected y when self_terms is False");
 
     py::dict result, kept;

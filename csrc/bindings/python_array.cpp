@@ -120,4 +120,16 @@ PythonArray python_array(const py::object& object, const char* function, const c
                          py::str(py::type::of(object).attr("__name__")).cast<std::string>());
 }
 
+std::pair<PythonArray, PythonArray> python_pair(const py::object& x, const py::object& y, const char* function) {
+    std::pair<PythonArray, PythonArray> made{python_array(x, function, "x"), {}};
+    const bool pair = !y.is_none();
+    if (pair) made.second = python_array(y, function, "y");
+    const ArrayView &of_x = made.first.view, &of_y = made.second.view;
+    if (pair && of_x.rows != of_y.rows)
+        throw py::value_error(std::string(function) + ": expected x and y with the same number of rows");
+    if (of_x.rows == 0 || of_x.cols == 0 || (pair && of_y.cols == 0))
+        throw py::value_error(std::string(function) + ": expected arrays that are not empty");
+    return made;
+}
+
 }  // namespace gramless

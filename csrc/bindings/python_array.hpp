@@ -6,6 +6,7 @@
 #include <pybind11/pybind11.h>
 
 #include <memory>
+#include <utility>
 
 #include "core/array_view.hpp"
 
@@ -18,5 +19,9 @@ struct PythonArray {
 
 // throws TypeError or ValueError in the name of `function`, naming the argument
 PythonArray python_array(const pybind11::object& object, const char* function, const char* argument);
+
+// x, and y unless it is None; throws unless they have as many rows, and none is empty
+std::pair<PythonArray, PythonArray> python_pair(const pybind11::object& x, const pybind11::object& y,
+                                                const char* function);
 
 }  // namespace gramless

@@ -106,10 +106,12 @@ bool needs_double(double spread, std::int64_t features) {
 }
 
 void refuse_non_finite(const std::string& function, const std::string& name, const ArrayView& source) {
-    const std::int64_t row = first_non_finite_chunk(source);
-    if (row < 0) return;
-    const std::int64_t last = std::min(row + kChunkRows, source.rows) - 1;
-    throw std::invalid_argument(function + ": " + name + " has non-finite values in rows " + std::to_string(row) +
+    if (const std::int64_t row = first_non_finite_chunk(source); row >= 0) refuse_chunk(function, name, source, row);
+}
+
+void refuse_chunk(const std::string& function, const std::string& name, const ArrayView& source, std::int64_t row) {
+    const std::int64_t first = row / kChunkRows * kChunkRows, last = std::min(first + kChunkRows, source.rows) - 1;
+    throw std::invalid_argument(function + ": " + name + " has non-finite values in rows " + std::to_string(first) +
                                 ".." + std::to_string(last));
 }
 

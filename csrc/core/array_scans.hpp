@@ -26,6 +26,10 @@ bool needs_double(double spread, std::int64_t features);
 // throws std::invalid_argument if there are non-finite values, naming the rows they are in
 void refuse_non_finite(const std::string& function, const std::string& name, const ArrayView& source);
 
+// throws std::invalid_argument naming the chunk of rows that this one is in
+[[noreturn]] void refuse_chunk(const std::string& function, const std::string& name, const ArrayView& source,
+                               std::int64_t row);
+
 // first row of the first chunk that holds NaN or infinity, -1 if there is none
 std::int64_t first_non_finite_chunk(const ArrayView& source);
 

@@ -49,16 +49,23 @@ struct TileConfig {
     std::uint8_t rows[16];
 };
 
-// four tiles of c at a time, in registers 0 to 3
-void amx_product(const std::uint16_t* left, std::int64_t left_blocks, const std::uint16_t* right,
-                 std::int64_t right_blocks, std::int64_t features, float* c, std::int64_t c_stride) {
+constexpr TileConfig whole_tiles() {
     TileConfig config{};
     config.palette = 1;
     for (int tile = 0; tile < 8; ++tile) {
         config.row_bytes[tile] = 64;
         config.rows[tile] = kBf16Rows;
     }
-    _tile_loadconfig(&config);
+    return config;
+}
+
+// a constant: some compilers take only the first 8 bytes of a configuration as read, and may leave out the others
+constexpr TileConfig kWholeTiles = whole_tiles();
+
+// four tiles of c at a time, in registers 0 to 3
+void amx_product(const std::uint16_t* left, std::int64_t left_blocks, const std::uint16_t* right,
+                 std::int64_t right_blocks, std::int64_t features, float* c, std::int64_t c_stride) {
+    _tile_loadconfig(&kWholeTiles);
     const std::int64_t block = bf16_block(features), steps = block / kTile, row_bytes = 4 * c_stride;
     for (std::int64_t first = 0; first < steps; first += kDepth / kBf16Features) {
         const std::int64_t last = first + kDepth / kBf16Features < steps ? first + kDepth / kBf16Features : steps;

@@ -23,9 +23,11 @@ struct ExpTable<float> {
         0, 0x1.62e43p-1f, 0x1.ebfbdep-3f, 0x1.c6af6ep-5f, 0x1.3b2bap-7f, 0x1.5f07b4p-10f, 0x1.4308fap-13f};
 };
 
+constexpr double kLn2 = 0.693147180559945309417;
+
 // ln(2)^k / k!
 constexpr double exp2_term(int k) {
-    return k == 0 ? 1 : exp2_term(k - 1) * 0.693147180559945309417 / k;
+    return k == 0 ? 1 : exp2_term(k - 1) * kLn2 / k;
 }
 
 template <>

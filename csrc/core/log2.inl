@@ -8,6 +8,8 @@
 
 namespace gramless::GRAMLESS_LEVEL {
 
+constexpr double kLog2E = 1.44269504088896340736;
+
 template <class T>
 struct LogTable;
 
@@ -38,8 +40,7 @@ inline Vector<T, N> log2_of(Vector<T, N> x) {
 #pragma GCC unroll 16
     for (int k = Table::kTerms - 1; k >= 0; --k)
         series = series * square + T(1) / T(2 * k + 1);
-    constexpr T kTwiceLog2E = static_cast<T>(2 * 1.44269504088896340736);
-    return __builtin_convertvector(exponents, Vector<T, N>) + s * series * kTwiceLog2E;
+    return __builtin_convertvector(exponents, Vector<T, N>) + s * series * static_cast<T>(2 * kLog2E);
 }
 
 }  // namespace gramless::GRAMLESS_LEVEL

@@ -27,7 +27,7 @@ struct Factors {
     Doubles from, to;
 };
 
-inline Factors merge_largest(const LogitSums& from, const LogitSums& to, std::int64_t i) {
+inline Factors merge_largest(const ModelSums& from, const ModelSums& to, std::int64_t i) {
     const Doubles theirs = at(from.largest + i), mine = at(to.largest + i);
     const Doubles most = theirs > mine ? theirs : mine;
     put(to.largest + i, most);
@@ -41,23 +41,25 @@ inline void merge_scaled(const double* from, double* to, std::int64_t i, const F
     put(to + i, at(from + i) * by.from + at(to + i) * by.to);
 }
 
-inline void merge_row_sums(const LogitSums& from, const LogitSums& to, std::int64_t i, const Factors& by) {
+inline void merge_model_sums(const ModelSums& from, const ModelSums& to, std::int64_t i, const Factors& by) {
     merge_scaled(from.sum, to.sum, i, by);
     merge_scaled(from.weighted, to.weighted, i, by);
-    if (!from.squares) return;
-    merge_scaled(from.squares, to.squares, i, {by.from * by.from, by.to * by.to});
-    put(to.counted + i, at(to.counted + i) + at(from.counted + i));
 }
 
 inline void merge_logit_sums(const LogitSums& from, const LogitSums& to, std::int64_t rows) {
-    each_rows(rows, [&](std::int64_t i) { merge_row_sums(from, to, i, merge_largest(from, to, i)); });
+    each_rows(rows, [&](std::int64_t i) {
+        const Factors by = merge_largest(from, to, i);
+        merge_model_sums(from, to, i, by);
+        merge_scaled(from.squares, to.squares, i, {by.from * by.from, by.to * by.to});
+        put(to.counted + i, at(to.counted + i) + at(from.counted + i));
+    });
 }
 
 inline void merge_logit_pair_sums(const LogitPairSums& from, const LogitPairSums& to, std::int64_t rows) {
     each_rows(rows, [&](std::int64_t i) {
         const Factors by_p = merge_largest(from.p, to.p, i), by_q = merge_largest(from.q, to.q, i);
-        merge_row_sums(from.p, to.p, i, by_p);
-        merge_row_sums(from.q, to.q, i, by_q);
+        merge_model_sums(from.p, to.p, i, by_p);
+        merge_model_sums(from.q, to.q, i, by_q);
         merge_scaled(from.delta_p, to.delta_p, i, by_p);
         merge_scaled(from.delta_q, to.delta_q, i, by_q);
         // an infinite mean, of labels that only one model can predict, stays

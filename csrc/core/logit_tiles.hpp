@@ -28,19 +28,23 @@ struct LogitRows {
     bool masked;
 };
 
-// per row, of one model
-struct LogitSums {
+// per row, of each model
+struct ModelSums {
     double* largest;   // m = max z
     double* sum;       // sum e^(z - m)
     double* weighted;  // sum e^(z - m) z
-    double* squares;   // sum e^(2 (z - m)); null, as the next one: not wanted
-    double* counted;   // labels with z > -inf
     std::int64_t* top;
+};
+
+// per row, of one model alone
+struct LogitSums : ModelSums {
+    double* squares;  // sum e^(2 (z - m))
+    double* counted;  // labels with z > -inf
 };
 
 // per row, of two models, with delta = z1 - z2
 struct LogitPairSums {
-    LogitSums p, q;
+    ModelSums p, q;
     double* delta_p;  // sum e^(z1 - m1) delta
     double* delta_q;  // sum e^(z2 - m2) delta
     double* mean;     // of delta

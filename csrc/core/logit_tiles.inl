@@ -11,8 +11,6 @@
 
 namespace gramless::GRAMLESS_LEVEL {
 
-constexpr double kLog2E = 1.44269504088896340736, kLn2 = 0.693147180559945309417;
-
 template <class T>
 constexpr T kInfinity = static_cast<T>(__builtin_inff());
 
@@ -151,7 +149,7 @@ inline std::int64_t place_of_largest(const T* row, std::int64_t cols, T value,
     return found < cols ? found : 0;
 }
 
-template <class T, bool kMasked, bool kSquares>
+template <class T, bool kMasked>
 void sums_of(const LogitRows<T>& z, std::int64_t rows, std::int64_t cols, std::int64_t first, const LogitSums& out) {
     for (std::int64_t i = 0; i < rows; ++i) {
         const T* const row = z.data + i * z.stride;
@@ -167,24 +165,24 @@ void sums_of(const LogitRows<T>& z, std::int64_t rows, std::int64_t cols, std::i
         RowSums<T, 4> sums;
         each_column<T>(cols, [&](auto lanes, std::int64_t j) {
             constexpr int kN = decltype(lanes)::value;
-            auto a = load<T, kN>(row + j) - m;
+            const auto value = load<T, kN>(row + j);
+            auto a = value - m;
             auto e = exp_below<T, kN>(a);
             if constexpr (kMasked) {
-                sums.template at<kN>(3) += a == -kInfinity<T> ? broadcast<T, kN>(T(1)) : Vector<T, kN>{};
+                // not of a, which overflows where finite logits are far apart
+                sums.template at<kN>(3) += value == -kInfinity<T> ? broadcast<T, kN>(T(1)) : Vector<T, kN>{};
                 e = a == -kInfinity<T> ? Vector<T, kN>{} : e;
                 a = a == -kInfinity<T> ? Vector<T, kN>{} : a;
             }
             sums.template at<kN>(0) += e;
             sums.template at<kN>(1) += e * a;
-            if constexpr (kSquares) sums.template at<kN>(2) += e * e;
+            sums.template at<kN>(2) += e * e;
         });
         out.largest[i] = static_cast<double>(m);
         out.sum[i] = sums.total(0);
         out.weighted[i] = sums.total(1) + static_cast<double>(m) * sums.total(0);
-        if constexpr (kSquares) {
-            out.squares[i] = sums.total(2);
-            out.counted[i] = static_cast<double>(cols) - sums.total(3);
-        }
+        out.squares[i] = sums.total(2);
+        out.counted[i] = static_cast<double>(cols) - sums.total(3);
         out.top[i] = first + place_of_largest(row, cols, m, most.vectors[0]);
     }
 }
@@ -192,11 +190,9 @@ void sums_of(const LogitRows<T>& z, std::int64_t rows, std::int64_t cols, std::i
 template <class T>
 void logit_sums(const LogitRows<T>& z, std::int64_t rows, std::int64_t cols, std::int64_t first, const LogitSums& out) {
     if (z.masked)
-        out.squares ? sums_of<T, true, true>(z, rows, cols, first, out)
-                    : sums_of<T, true, false>(z, rows, cols, first, out);
+        sums_of<T, true>(z, rows, cols, first, out);
     else
-        out.squares ? sums_of<T, false, true>(z, rows, cols, first, out)
-                    : sums_of<T, false, false>(z, rows, cols, first, out);
+        sums_of<T, false>(z, rows, cols, first, out);
 }
 
 // `value` where z1 or z2 is above -inf, else 0

@@ -93,42 +93,27 @@ struct TileKernels {
 };
 
 template <class T>
-const TileOps<T>& tile_ops(const TileKernels& kernels);
-
-template <>
-inline const TileOps<float>& tile_ops<float>(const TileKernels& kernels) {
-    return kernels.f32;
-}
-
-template <>
-inline const TileOps<double>& tile_ops<double>(const TileKernels& kernels) {
-    return kernels.f64;
+const TileOps<T>& tile_ops(const TileKernels& kernels) {
+    if constexpr (sizeof(T) == 4)
+        return kernels.f32;
+    else
+        return kernels.f64;
 }
 
 template <class T>
-const GramOps<T>& gram_ops(const TileKernels& kernels);
-
-template <>
-inline const GramOps<float>& gram_ops<float>(const TileKernels& kernels) {
-    return kernels.gram_f32;
-}
-
-template <>
-inline const GramOps<double>& gram_ops<double>(const TileKernels& kernels) {
-    return kernels.gram_f64;
+const GramOps<T>& gram_ops(const TileKernels& kernels) {
+    if constexpr (sizeof(T) == 4)
+        return kernels.gram_f32;
+    else
+        return kernels.gram_f64;
 }
 
 template <class T>
-const LogitOps<T>& logit_ops(const TileKernels& kernels);
-
-template <>
-inline const LogitOps<float>& logit_ops<float>(const TileKernels& kernels) {
-    return kernels.logit_f32;
-}
-
-template <>
-inline const LogitOps<double>& logit_ops<double>(const TileKernels& kernels) {
-    return kernels.logit_f64;
+const LogitOps<T>& logit_ops(const TileKernels& kernels) {
+    if constexpr (sizeof(T) == 4)
+        return kernels.logit_f32;
+    else
+        return kernels.logit_f64;
 }
 
 }  // namespace gramless

@@ -30,8 +30,8 @@ class GramSums {
   public:
     explicit GramSums(GramSumsTask& task) : task_(task), ops_(gram_ops<T>(tile_kernels())) {
         const std::int64_t rows = std::min(task.block_rows, task.x.rows);
-        add_side(task.x, task.bandwidths_x, task.of_x, rows);
-        if (task.y.rows > 0) add_side(task.y, task.bandwidths_y, task.of_y, rows);
+        add_side(task.x, task.sample_x, task.bandwidths_x, task.of_x, rows);
+        if (task.y.rows > 0) add_side(task.y, task.sample_y, task.bandwidths_y, task.of_y, rows);
         threads_ = threads_of(task);
         tile_ = tile_rows(rows, tile_ops<T>(tile_kernels()).width);
         most_tiles_ = ceil_div(rows, tile_);
@@ -71,9 +71,9 @@ class GramSums {
         std::vector<double> across, down;
     };
 
-    void add_side(const ArrayView& source, const std::vector<double>& bandwidths, const GramTarget& target,
-                  std::int64_t rows) {
-        FittedKernel<T> kernel(source, task_.family, bandwidths, nullptr);
+    void add_side(const ArrayView& source, const ArrayView& sample, const std::vector<double>& bandwidths,
+                  const GramTarget& target, std::int64_t rows) {
+        FittedKernel<T> kernel(sample.rows > 0 ? sample : source, task_.family, bandwidths, nullptr);
         for (std::size_t s = 0; s < bandwidths.size(); ++s)
             target.offsets[s] = static_cast<double>(kernel.per_bandwidth[s].offset);
         const T* centre = kernel.centre.data();
@@ -230,10 +230,7 @@ std::int64_t gram_block_rows(std::int64_t p, std::int64_t q) {
 }
 
 void compute_gram_sums(GramSumsTask& task) {
-    if (in_double(task, true))
-        GramSums<double>(task).run();
-    else
-        GramSums<float>(task).run();
+    in_double(task, true) ? GramSums<double>(task).run() : GramSums<float>(task).run();
 }
 
 std::int64_t gram_scratch_bytes(const GramSumsTask& task) {
@@ -241,17 +238,11 @@ std::int64_t gram_scratch_bytes(const GramSumsTask& task) {
 }
 
 void compute_gram_values(GramValuesTask& task) {
-    if (task.in_double)
-        layer_values<double>(task);
-    else
-        layer_values<float>(task);
+    task.in_double ? layer_values<double>(task) : layer_values<float>(task);
 }
 
 void compute_gram_products(GramProductsTask& task) {
-    if (task.values.dtype == DType::kF64)
-        GramProducts<double>(task).run();
-    else
-        GramProducts<float>(task).run();
+    task.values.dtype == DType::kF64 ? GramProducts<double>(task).run() : GramProducts<float>(task).run();
 }
 
 }  // namespace gramless

@@ -33,7 +33,8 @@ struct GramTarget {
 };
 
 struct GramSumsTask {
-    ArrayView x, y;  // y.rows = 0: x alone
+    ArrayView x, y;                // y.rows = 0: x alone
+    ArrayView sample_x, sample_y;  // rows that centre and offset are taken from; rows = 0: sampled of x and y
     GramFamily family;
     std::vector<double> bandwidths_x{1}, bandwidths_y{1};  // of equal length; ignored by families without one
     std::int64_t block_rows = 0;

@@ -38,19 +38,37 @@ struct LogitChoice {
     double temperature = 1;
     bool check_finite = true;
     std::function<void()> poll;
-};
 
-// the positions of targets among the chosen labels, none if there are no targets
-inline std::vector<std::int64_t> target_places(const LogitChoice& choice, std::int64_t labels) {
-    std::vector<std::int64_t> places = choice.targets;
-    if (places.empty() || choice.all_labels) return places;
-    std::vector<std::int64_t> place_of(static_cast<std::size_t>(labels), -1);
-    for (std::size_t k = 0; k < choice.labels.size(); ++k)
-        place_of[static_cast<std::size_t>(choice.labels[k])] = static_cast<std::int64_t>(k);
-    for (std::int64_t& place : places)
-        place = place_of[static_cast<std::size_t>(place)];
-    return places;
-}
+    // how many of a model's count
+    std::int64_t rows_of(const LogitModel& model) const {
+        return all_rows ? model.h.rows : static_cast<std::int64_t>(rows.size());
+    }
+    std::int64_t labels_of(const LogitModel& model) const {
+        return all_labels ? model.labels() : static_cast<std::int64_t>(labels.size());
+    }
+
+    // of the model's arrays, for one that counts
+    std::int64_t row_at(std::int64_t place) const { return all_rows ? place : rows[static_cast<std::size_t>(place)]; }
+    std::int64_t label_at(std::int64_t place) const {
+        return all_labels ? place : labels[static_cast<std::size_t>(place)];
+    }
+
+    // of the model's arrays, for all that count; null: the same
+    const std::int64_t* row_index() const { return all_rows ? nullptr : rows.data(); }
+    const std::int64_t* label_index() const { return all_labels ? nullptr : labels.data(); }
+
+    // the positions of targets among the labels that count, none if there are no targets
+    std::vector<std::int64_t> target_places(const LogitModel& model) const {
+        std::vector<std::int64_t> places = targets;
+        if (places.empty() || all_labels) return places;
+        std::vector<std::int64_t> place_of(static_cast<std::size_t>(model.labels()), -1);
+        for (std::size_t k = 0; k < labels.size(); ++k)
+            place_of[static_cast<std::size_t>(labels[k])] = static_cast<std::int64_t>(k);
+        for (std::int64_t& place : places)
+            place = place_of[static_cast<std::size_t>(place)];
+        return places;
+    }
+};
 
 // how rows and labels are cut: functions of the shapes alone
 struct LogitCut {
@@ -89,15 +107,9 @@ class LogitMemory {
     double* numbers(std::int64_t index, std::int64_t row) { return numbers_.data() + index * rows_ + row; }
     std::int64_t* tops(std::int64_t index, std::int64_t row) { return tops_.data() + index * rows_ + row; }
 
-    // of one model, from the row on: three arrays and a top, the first of each at these places; two arrays more if
-    // squares are wanted
-    LogitSums sums(std::int64_t place, std::int64_t top, std::int64_t row, bool squares) {
-        return {numbers(place, row),
-                numbers(place + 1, row),
-                numbers(place + 2, row),
-                squares ? numbers(place + 3, row) : nullptr,
-                squares ? numbers(place + 4, row) : nullptr,
-                tops(top, row)};
+    // of one model, from the row on: three arrays and a top, the first of each at these places
+    ModelSums sums(std::int64_t place, std::int64_t top, std::int64_t row) {
+        return {numbers(place, row), numbers(place + 1, row), numbers(place + 2, row), tops(top, row)};
     }
 
     // before any label: below every logit

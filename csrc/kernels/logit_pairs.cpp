@@ -3,9 +3,11 @@
 //           divergences JS and TV. Defined by reference.logit_pairs.
 // formula: z = cap tanh((h w^T + b) / cap) / temperature; sums about running maxima, merged in order of labels.
 // cost: 2 N V (d1 + d2) flops, twice that for divergences of a workspace too small; w is read once for every 16 MiB of
-//       packed rows. Packed rows, per thread a block of packed labels and two tiles. No N x V array.
+//       packed rows, or for the rows that fill the workspace. Packed rows, per thread a block of packed labels and two
+//       tiles, and the workspace. No N x V array.
 // numerics: products, exponentials and sums over one row of a tile in fp32, for fp64 input in fp64; beyond in fp64. Of
-//           KL, only differences from the larger logits are summed.
+//           KL, only differences from the larger logits are summed. Logits and biases of -inf have probability 0; what
+//           else is not finite raises, or reaches the sums of its rows. N >= 0.
 // why not: KL from two log-softmaxes; their difference loses what p and q have in common.
 #include "kernels/logit_pairs.hpp"
 
@@ -16,9 +18,9 @@ namespace {
 enum { kP = 0, kQ = 3, kDeltaP = 6, kDeltaQ, kMean, kSquare, kAbs, kMost, kCounted, kArrays };
 
 LogitPairSums pair_sums(LogitMemory& memory, std::int64_t row) {
-    return {memory.sums(kP, 0, row, false), memory.sums(kQ, 1, row, false), memory.numbers(kDeltaP, row),
-            memory.numbers(kDeltaQ, row),   memory.numbers(kMean, row),     memory.numbers(kSquare, row),
-            memory.numbers(kAbs, row),      memory.numbers(kMost, row),     memory.numbers(kCounted, row)};
+    return {memory.sums(kP, 0, row),      memory.sums(kQ, 1, row),    memory.numbers(kDeltaP, row),
+            memory.numbers(kDeltaQ, row), memory.numbers(kMean, row), memory.numbers(kSquare, row),
+            memory.numbers(kAbs, row),    memory.numbers(kMost, row), memory.numbers(kCounted, row)};
 }
 
 template <class T>
@@ -29,8 +31,7 @@ class LogitPairs {
         : task_(task),
           pass_({&task.models[0], &task.models[1]}, task.choice,
                 kept_rows > 0 ? kept_rows : std::numeric_limits<std::int64_t>::max()),
-          partials_(static_cast<std::size_t>(pass_.threads())),
-          places_(target_places(task.choice, task.models[0].labels())) {
+          partials_(static_cast<std::size_t>(pass_.threads())) {
         if (kept_rows > 0)
             for (AlignedBuffer<T>& kept : kept_)
                 kept = AlignedBuffer<T>(pass_.cut().block_rows * pass_.cut().labels);
@@ -39,10 +40,7 @@ class LogitPairs {
     // rows whose logits a workspace holds, if that saves time: w is packed again for each block of them
     static std::int64_t kept_rows(const LogitPairsTask& task) {
         constexpr std::int64_t kLeastRows = 64;
-        const std::int64_t labels =
-            task.choice.all_labels ? task.models[0].labels() : static_cast<std::int64_t>(task.choice.labels.size());
-        const std::int64_t rows =
-            task.choice.all_rows ? task.models[0].h.rows : static_cast<std::int64_t>(task.choice.rows.size());
+        const std::int64_t rows = task.choice.rows_of(task.models[0]), labels = task.choice.labels_of(task.models[0]);
         const std::int64_t held = std::min(rows, task.workspace / (2 * labels * std::int64_t{sizeof(T)}));
         return task.divergences && (held >= rows || held >= kLeastRows) ? held : 0;
     }
@@ -62,7 +60,10 @@ class LogitPairs {
                     if (!mine) mine = LogitMemory(most, kArrays, 2);
                     ops_.pair_sums(logits[0], logits[1], count, slab.end - slab.begin, slab.begin,
                                    pair_sums(mine, row));
-                    take(first, row, count, slab, logits);
+                    for (std::size_t m = 0; m < 2; ++m) {
+                        pass_.take_targets(logits[m], first + row, count, slab, task_.out.target[m]);
+                        if (kept_[m]) keep(m, row, count, slab, logits[m]);
+                    }
                 },
                 [&](std::size_t worker, const Slab&) {
                     tile_kernels().logit_merge.pair_sums(pair_sums(partials_[worker], 0), pair_sums(total, 0), rows);
@@ -97,35 +98,26 @@ class LogitPairs {
     }
 
   private:
-    // target logits, and what is kept, of one tile
-    void take(std::int64_t first, std::int64_t row, std::int64_t rows, const Slab& slab, const LogitRows<T>* logits) {
-        const std::int64_t cols = slab.end - slab.begin;
-        for (std::int64_t r = 0; r < rows; ++r) {
-            const std::int64_t at = first + row + r;
-            const std::int64_t place = places_.empty() ? -1 : places_[static_cast<std::size_t>(at)] - slab.begin;
-            for (std::size_t m = 0; m < 2; ++m) {
-                const T* const z = logits[m].data + r * logits[m].stride;
-                if (place >= 0 && place < cols) task_.out.target[m][at] = static_cast<double>(z[place]);
-                if (kept_[m]) std::copy_n(z, cols, kept_[m].data() + (row + r) * pass_.cut().labels + slab.begin);
-            }
-        }
+    void keep(std::size_t m, std::int64_t row, std::int64_t rows, const Slab& slab, const LogitRows<T>& logits) {
+        for (std::int64_t r = 0; r < rows; ++r)
+            std::copy_n(logits.data + r * logits.stride, slab.end - slab.begin,
+                        kept_[m].data() + (row + r) * pass_.cut().labels + slab.begin);
     }
 
     void finish(std::int64_t first, std::int64_t rows, const LogitPairSums& sums) {
         const LogitPairsTarget& out = task_.out;
-        const LogitSums* const models[2] = {&sums.p, &sums.q};
+        const ModelSums* const models[2] = {&sums.p, &sums.q};
         const double* const deltas[2] = {sums.delta_p, sums.delta_q};
         for (std::int64_t r = 0; r < rows; ++r) {
             const std::int64_t at = first + r;
             double all = 0;
             for (std::size_t m = 0; m < 2; ++m) {
-                const LogitSums& of = *models[m];
-                const std::int64_t top = of.top[r];
+                const ModelSums& of = *models[m];
                 out.lse[m][at] = of.largest[r] + std::log(of.sum[r]);
                 out.mean[m][at] = of.weighted[r] / of.sum[r];
                 out.delta[m][at] = deltas[m][r] / of.sum[r];
                 out.top_logit[m][at] = of.largest[r];
-                out.top[m][at] = task_.choice.all_labels ? top : task_.choice.labels[static_cast<std::size_t>(top)];
+                out.top[m][at] = task_.choice.label_at(of.top[r]);
                 all += out.lse[m][at] + out.mean[m][at];
             }
             out.delta_mean[at] = sums.mean[r];
@@ -177,7 +169,6 @@ class LogitPairs {
     const LogitOps<T>& ops_ = logit_ops<T>(tile_kernels());
     LogitPass<T> pass_;
     std::vector<LogitMemory> partials_;
-    std::vector<std::int64_t> places_;
     AlignedBuffer<T> kept_[2];
 };
 
@@ -191,17 +182,11 @@ void run(LogitPairsTask& task) {
 }  // namespace
 
 void compute_logit_pairs(LogitPairsTask& task) {
-    if (task.in_double)
-        run<double>(task);
-    else
-        run<float>(task);
+    task.in_double ? run<double>(task) : run<float>(task);
 }
 
 void compute_logit_divergences(LogitPairsTask& task) {
-    if (task.in_double)
-        LogitPairs<double>(task, 0).divergences();
-    else
-        LogitPairs<float>(task, 0).divergences();
+    task.in_double ? LogitPairs<double>(task, 0).divergences() : LogitPairs<float>(task, 0).divergences();
 }
 
 }  // namespace gramless

@@ -25,26 +25,25 @@ namespace gramless {
 template <class T>
 class LogitHead {
   public:
-    LogitHead(const LogitModel& model, const LogitChoice& choice, const LogitCut& cut, std::size_t workers)
+    // masked: tiles hold -inf
+    LogitHead(const LogitModel& model, const LogitChoice& choice, const LogitCut& cut, std::size_t workers, bool masked)
         : model_(model),
           choice_(choice),
           cut_(cut),
           unit_(unit_of(model)),
           no_centre_(model.width()),
-          hidden_(model.h, no_centre_.data(), cut.block_rows, index_of(choice.all_rows, choice.rows)),
-          workers_(workers) {
+          hidden_(model.h, no_centre_.data(), cut.block_rows, choice.row_index()),
+          workers_(workers),
+          masked_(masked) {
         no_centre_.zero();
         if (model.given) return;
         if (unit_) {
-            hidden_bf16_ = std::make_unique<Bf16Rows>(model.h, index_of(choice.all_rows, choice.rows), cut.block_rows);
+            hidden_bf16_ = std::make_unique<Bf16Rows>(model.h, choice.row_index(), cut.block_rows);
             return;
         }
         hidden_memory_ = AlignedBuffer<T>(hidden_.elements());
         hidden_.set_memory(hidden_memory_.data());
     }
-
-    // tiles hold -inf
-    void expect_masked() { masked_ = true; }
 
     void point_at(std::int64_t first, std::int64_t rows, int threads) {
         hidden_.point_at(first, rows);
@@ -67,7 +66,7 @@ class LogitHead {
         if (!mine.tile) mine.tile = AlignedBuffer<T>(kLogitTile * kStride);
         if (model_.bias && !mine.bias) mine.bias = AlignedBuffer<T>(cut_.block_labels);
         for (std::int64_t k = 0; k < count && model_.bias; ++k)
-            mine.bias[k] = static_cast<T>(model_.bias[label(begin + k)]);
+            mine.bias[k] = static_cast<T>(model_.bias[choice_.label_at(begin + k)]);
         if (model_.given) return true;
         mine.finite = unit_ ? pack_labels_bf16(mine, begin, count) : pack_labels_in_type(mine, begin, count);
         return mine.finite || !choice_.check_finite;
@@ -76,46 +75,40 @@ class LogitHead {
     // logits of rows from `row` of the block on, for the labels that were packed
     LogitRows<T> tile(std::size_t worker, std::int64_t row, std::int64_t rows, std::int64_t begin, std::int64_t count) {
         Worker& mine = workers_[worker];
-        const LogitOps<T>& ops = logit_ops<T>(tile_kernels());
         T* const logits = mine.tile.data();
         if (model_.given)
             widen(row, rows, begin, count, logits);
-        else if constexpr (std::is_same_v<T, float>)
-            unit_ ? multiply_bf16(mine, row, rows, logits)
-                  : multiply_tile(hidden_, row, rows, *mine.panels, 0, count, false, logits, kStride);
         else
-            multiply_tile(hidden_, row, rows, *mine.panels, 0, count, false, logits, kStride);
+            multiply(mine, row, rows, count, logits);
         const LogitFinish<T> finish{model_.bias ? mine.bias.data() : nullptr, static_cast<T>(1 / choice_.temperature),
                                     cap(), !model_.given && !(hidden_finite_ && mine.finite)};
         if (finish.bias || finish.scale != 1 || finish.cap > 0 || finish.poisoned)
-            ops.finish(finish, logits, kStride, rows, count);
+            ops_.finish(finish, logits, kStride, rows, count);
         return {logits, kStride, masked_};
     }
 
     // throws for the first of the labels that count and are not finite
     void refuse_labels() const {
         if (model_.given) return;
-        const std::int64_t count = cut_.labels;
-        for (std::int64_t k = 0; k < count; ++k)
-            refuse_row(model_.w, label(k), model_.w_name);
+        for (std::int64_t k = 0; k < cut_.labels; ++k)
+            refuse_row(model_.w, choice_.label_at(k), model_.w_name);
     }
 
-    // throws for a row that has no label with a finite logit
+    // throws for a row that none of the labels that count can be in
     void refuse_empty(std::int64_t row) const {
         if (!model_.given) return;
-        std::vector<double> values(static_cast<std::size_t>(model_.h.cols));
-        logit_ops<double>(tile_kernels()).widen(model_.h, source_row(row), 0, nullptr, model_.h.cols, values.data());
-        if (std::all_of(values.begin(), values.end(), [](double z) { return std::isinf(z); }))
-            throw std::invalid_argument(std::string(choice_.function) + ": row " + std::to_string(source_row(row)) +
-                                        " of " + model_.h_name + " has no label that can be: all its logits are -inf");
+        const std::int64_t at = choice_.row_at(row);
+        std::vector<double> values(static_cast<std::size_t>(cut_.labels));
+        logit_ops<double>(tile_kernels()).widen(model_.h, at, 0, choice_.label_index(), cut_.labels, values.data());
+        for (std::int64_t k = 0; k < cut_.labels; ++k) {
+            const double bias = model_.bias ? model_.bias[choice_.label_at(k)] : 0;
+            if (!std::isinf(values[static_cast<std::size_t>(k)]) && !std::isinf(bias)) return;
+        }
+        throw std::invalid_argument(std::string(choice_.function) + ": row " + std::to_string(at) + " of " +
+                                    model_.h_name + " has no label that can be: all its logits are -inf");
     }
 
   private:
-    // of the model's array, for a row that counts
-    std::int64_t source_row(std::int64_t row) const {
-        return choice_.all_rows ? row : choice_.rows[static_cast<std::size_t>(row)];
-    }
-
     // a cache line more than the tile, so that its rows do not all fall into the same cache sets
     static constexpr std::int64_t kStride = kLogitTile + 64 / static_cast<std::int64_t>(sizeof(T));
 
@@ -125,10 +118,6 @@ class LogitHead {
         std::unique_ptr<Bf16Rows> blocks;
         bool finite = true;
     };
-
-    static const std::int64_t* index_of(bool all, const std::vector<std::int64_t>& chosen) {
-        return all ? nullptr : chosen.data();
-    }
 
     // what multiplies bfloat16 without widening it; none for other types
     static const Bf16Ops* unit_of(const LogitModel& model) {
@@ -147,8 +136,8 @@ class LogitHead {
 
     bool pack_labels_in_type(Worker& mine, std::int64_t begin, std::int64_t count) {
         if (!mine.panels) {
-            mine.panels = std::make_unique<RowPanels<T>>(model_.w, no_centre_.data(), cut_.block_labels,
-                                                         index_of(choice_.all_labels, choice_.labels));
+            mine.panels =
+                std::make_unique<RowPanels<T>>(model_.w, no_centre_.data(), cut_.block_labels, choice_.label_index());
             mine.memory = AlignedBuffer<T>(mine.panels->elements());
             mine.panels->set_memory(mine.memory.data());
         }
@@ -160,9 +149,7 @@ class LogitHead {
     }
 
     bool pack_labels_bf16(Worker& mine, std::int64_t begin, std::int64_t count) {
-        if (!mine.blocks)
-            mine.blocks =
-                std::make_unique<Bf16Rows>(model_.w, index_of(choice_.all_labels, choice_.labels), cut_.block_labels);
+        if (!mine.blocks) mine.blocks = std::make_unique<Bf16Rows>(model_.w, choice_.label_index(), cut_.block_labels);
         mine.blocks->point_at(begin, count);
         bool finite = true;
         for (std::int64_t block = 0; block < mine.blocks->blocks(); ++block)
@@ -173,49 +160,45 @@ class LogitHead {
     void widen(std::int64_t row, std::int64_t rows, std::int64_t begin, std::int64_t count, T* logits) const {
         const std::int64_t* const index = choice_.all_labels ? nullptr : choice_.labels.data() + begin;
         for (std::int64_t r = 0; r < rows; ++r) {
-            const std::int64_t from = source_row(hidden_.first() + row + r);
-            const bool possible =
-                logit_ops<T>(tile_kernels()).widen(model_.h, from, begin, index, count, logits + r * kStride);
-            if (!possible && choice_.check_finite) refuse(model_.h, from, model_.h_name);
+            const std::int64_t from = choice_.row_at(hidden_.first() + row + r);
+            const bool possible = ops_.widen(model_.h, from, begin, index, count, logits + r * kStride);
+            if (!possible && choice_.check_finite) refuse_chunk(choice_.function, model_.h_name, model_.h, from);
         }
     }
 
     void refuse_hidden(std::int64_t first, std::int64_t rows) const {
         for (std::int64_t row = first; row < first + rows; ++row)
-            refuse_row(model_.h, source_row(row), model_.h_name);
+            refuse_row(model_.h, choice_.row_at(row), model_.h_name);
     }
 
     // throws if a row is not finite
     void refuse_row(const ArrayView& of, std::int64_t row, const char* name) const {
         const ArrayView one{of.at(row, 0), of.dtype, 1, of.cols, of.row_stride, of.col_stride};
-        if (first_non_finite_chunk(one) >= 0) refuse(of, row, name);
+        if (first_non_finite_chunk(one) >= 0) refuse_chunk(choice_.function, name, of, row);
     }
 
-    [[noreturn]] void refuse(const ArrayView& of, std::int64_t row, const char* name) const {
-        const std::int64_t first = row / kChunkRows * kChunkRows, last = std::min(first + kChunkRows, of.rows) - 1;
-        throw std::invalid_argument(std::string(choice_.function) + ": " + name + " has non-finite values in rows " +
-                                    std::to_string(first) + ".." + std::to_string(last));
-    }
-
-    void multiply_bf16(Worker& mine, std::int64_t row, std::int64_t rows, float* logits) {
-        const std::int64_t blocks = 2 * ceil_div(rows, 2 * kBf16Rows);
-        unit_->product(hidden_bf16_->block(row / kBf16Rows), blocks, mine.blocks->block(0), mine.blocks->blocks(),
-                       model_.width(), logits, kStride);
-    }
-
-    std::int64_t label(std::int64_t place) const {
-        return choice_.all_labels ? place : choice_.labels[static_cast<std::size_t>(place)];
+    // dot products of rows of the block with the labels that were packed
+    void multiply(Worker& mine, std::int64_t row, std::int64_t rows, std::int64_t count, T* logits) {
+        if constexpr (std::is_same_v<T, float>)
+            if (unit_) {
+                const std::int64_t blocks = 2 * ceil_div(rows, 2 * kBf16Rows);
+                return unit_->product(hidden_bf16_->block(row / kBf16Rows), blocks, mine.blocks->block(0),
+                                      mine.blocks->blocks(), model_.width(), logits, kStride);
+            }
+        multiply_tile(hidden_, row, rows, *mine.panels, 0, count, false, logits, kStride);
     }
 
     const LogitModel& model_;
     const LogitChoice& choice_;
     const LogitCut cut_;
+    const LogitOps<T>& ops_ = logit_ops<T>(tile_kernels());
     const Bf16Ops* unit_;
     AlignedBuffer<T> no_centre_, hidden_memory_;
     RowPanels<T> hidden_;
     std::unique_ptr<Bf16Rows> hidden_bf16_;
     std::vector<Worker> workers_;
-    bool masked_ = false, hidden_finite_ = true;
+    const bool masked_;
+    bool hidden_finite_ = true;
 };
 
 // One or two models over the same rows and labels.
@@ -223,23 +206,19 @@ template <class T>
 class LogitPass {
   public:
     LogitPass(const std::vector<const LogitModel*>& models, const LogitChoice& choice, std::int64_t most_rows)
-        : choice_(choice) {
+        : choice_(choice), places_(choice.target_places(*models[0])) {
         std::int64_t width = 0;
         for (const LogitModel* model : models)
             width += model->width();
-        const std::int64_t labels =
-            choice.all_labels ? models[0]->labels() : static_cast<std::int64_t>(choice.labels.size());
-        const std::int64_t rows = choice.all_rows ? models[0]->h.rows : static_cast<std::int64_t>(choice.rows.size());
+        const std::int64_t rows = choice.rows_of(*models[0]), labels = choice.labels_of(*models[0]);
         cut_ = LogitCut::of<T>(rows, labels, width);
         cut_.block_rows = std::min(cut_.block_rows, most_rows);
         threads_ = threads_for(2.0 * static_cast<double>(rows) * static_cast<double>(labels) *
                                static_cast<double>(width + 16));
         const bool masked = std::any_of(models.begin(), models.end(), [&](const LogitModel* m) { return masks(*m); });
         heads_.reserve(models.size());
-        for (const LogitModel* model : models) {
-            heads_.emplace_back(*model, choice, cut_, static_cast<std::size_t>(threads_));
-            if (masked) heads_.back().expect_masked();
-        }
+        for (const LogitModel* model : models)
+            heads_.emplace_back(*model, choice, cut_, static_cast<std::size_t>(threads_), masked);
     }
 
     const LogitCut& cut() const { return cut_; }
@@ -284,6 +263,16 @@ class LogitPass {
             [&](const Slab& slab, int worker) { add(static_cast<std::size_t>(worker), slab); }, choice_.poll);
     }
 
+    // the target logits among those of a tile, whose rows are those from `at` on
+    void take_targets(const LogitRows<T>& logits, std::int64_t at, std::int64_t rows, const Slab& slab,
+                      double* out) const {
+        for (std::int64_t r = 0; r < rows && !places_.empty(); ++r) {
+            const std::int64_t place = places_[static_cast<std::size_t>(at + r)] - slab.begin;
+            if (place >= 0 && place < slab.end - slab.begin)
+                out[at + r] = static_cast<double>(logits.data[r * logits.stride + place]);
+        }
+    }
+
     // What is to blame for a row whose sums are not finite although its arrays are.
     [[noreturn]] void refuse(std::int64_t row) const {
         for (const LogitHead<T>& head : heads_)
@@ -302,6 +291,7 @@ class LogitPass {
     }
 
     const LogitChoice& choice_;
+    const std::vector<std::int64_t> places_;  // of targets
     LogitCut cut_{};
     int threads_ = 1;
     std::vector<LogitHead<T>> heads_;

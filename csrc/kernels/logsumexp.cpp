@@ -4,13 +4,20 @@
 // cost: 2 N V d flops, one read of w for every 16 MiB of packed rows; packed rows, per thread a block of packed labels
 //       and a tile of kLogitTile^2. No N x V array.
 // numerics: products, exponentials and sums over one row of a tile in fp32, for fp64 input in fp64; beyond in fp64.
+//           Logits and biases of -inf have probability 0; what else is not finite raises, or reaches the sums of its
+//           rows. N >= 0.
 // why not: one thread per block of rows, each with all labels; w would be packed once per block.
 #include "kernels/logsumexp.hpp"
 
 namespace gramless {
 namespace {
 
-constexpr std::int64_t kArrays = 5;
+// arrays of LogitMemory: three of the model, and what follows
+enum { kModel = 0, kSquares = 3, kCounted, kArrays };
+
+LogitSums sums_at(LogitMemory& memory, std::int64_t row) {
+    return {memory.sums(kModel, 0, row), memory.numbers(kSquares, row), memory.numbers(kCounted, row)};
+}
 
 template <class T>
 void run(LogsumexpTask& task) {
@@ -18,30 +25,24 @@ void run(LogsumexpTask& task) {
     const std::int64_t most = pass.cut().block_rows;
     std::vector<LogitMemory> partials(static_cast<std::size_t>(pass.threads()));
     LogitMemory total(most, kArrays, 1);
-    const std::vector<std::int64_t> places = target_places(task.choice, task.model.labels());
     const TileKernels& kernels = tile_kernels();
     const LogsumexpTarget& out = task.out;
     pass.each_block([&](std::int64_t first, std::int64_t rows) {
         total.clear();
-        total.start(0);
+        total.start(kModel);
         pass.each_tile(
             rows,
             [&](std::size_t worker, std::int64_t row, std::int64_t count, const Slab& slab,
                 const LogitRows<T>* logits) {
                 LogitMemory& mine = partials[worker];
                 if (!mine) mine = LogitMemory(most, kArrays, 1);
-                logit_ops<T>(kernels).sums(logits[0], count, slab.end - slab.begin, slab.begin,
-                                           mine.sums(0, 0, row, true));
-                for (std::int64_t r = 0; r < count && !places.empty(); ++r) {
-                    const std::int64_t place = places[static_cast<std::size_t>(first + row + r)] - slab.begin;
-                    if (place >= 0 && place < slab.end - slab.begin)
-                        out.target[first + row + r] = static_cast<double>(logits[0].data[r * logits[0].stride + place]);
-                }
+                logit_ops<T>(kernels).sums(logits[0], count, slab.end - slab.begin, slab.begin, sums_at(mine, row));
+                pass.take_targets(logits[0], first + row, count, slab, out.target);
             },
             [&](std::size_t worker, const Slab&) {
-                kernels.logit_merge.sums(partials[worker].sums(0, 0, 0, true), total.sums(0, 0, 0, true), rows);
+                kernels.logit_merge.sums(sums_at(partials[worker], 0), sums_at(total, 0), rows);
             });
-        const LogitSums sums = total.sums(0, 0, 0, true);
+        const LogitSums sums = sums_at(total, 0);
         for (std::int64_t r = 0; r < rows; ++r) {
             const std::int64_t at = first + r;
             out.lse[at] = sums.largest[r] + std::log(sums.sum[r]);
@@ -54,8 +55,7 @@ void run(LogsumexpTask& task) {
                 out.lse[at] = out.mean[at] = out.lse2[at] = out.top_logit[at] = std::nan("");
                 out.counted[at] = static_cast<double>(pass.cut().labels);
             }
-            out.top[at] =
-                task.choice.all_labels ? sums.top[r] : task.choice.labels[static_cast<std::size_t>(sums.top[r])];
+            out.top[at] = task.choice.label_at(sums.top[r]);
             if (task.choice.check_finite && !std::isfinite(out.lse[at] + out.mean[at])) pass.refuse(at);
         }
     });
@@ -64,10 +64,7 @@ void run(LogsumexpTask& task) {
 }  // namespace
 
 void compute_logsumexp(LogsumexpTask& task) {
-    if (task.in_double)
-        run<double>(task);
-    else
-        run<float>(task);
+    task.in_double ? run<double>(task) : run<float>(task);
 }
 
 }  // namespace gramless

@@ -2,10 +2,9 @@
 // formula: with d, e the rows of x, y less their pivots, sums of d d^T, d e^T, e e^T; defined by reference.moments.
 // cost: n (p^2 + q^2 + 2 p q) flops, symmetric parts at half; x and y are read once. Per thread a tile of kBlockWidth^2
 //       doubles; narrow arrays: and a packed chunk (kChunkRows rows); wide ones: a band of packed rows for all threads.
-// numerics: fp16, bf16, fp32 are shifted and multiplied in fp32, fp64, up to 64 rows, and rows whose fourth powers
-// leave
-//       the range of fp32 in fp64; a chunk of 256 rows is summed in that type, chunks in fp64, slabs or bands in order.
-//       NaN and inf raise, or reach the sums they belong to. n >= 1.
+// numerics: fp16, bf16, fp32 are shifted and multiplied in fp32; fp64, up to 64 rows, and rows whose fourth powers are
+//           beyond fp32 in fp64. A chunk of 256 rows is summed in that type, chunks in fp64, slabs or bands in order.
+//           NaN and inf raise, or reach the sums they belong to. n >= 1.
 // why not: raw sums with the mean taken out afterwards; at mean / std = 100 their fp32 result has no correct digit.
 #include "kernels/moments.hpp"
 
@@ -329,8 +328,7 @@ class Moments {
     std::vector<Scratch<T>> scratch_;
 };
 
-// few rows, whose sums cost nothing and have few terms to hide rounding, and rows that float32 cannot hold the powers
-// of
+// few rows, whose sums cost nothing and have few terms to hide rounding, and rows with powers that float32 cannot hold
 bool in_double(const MomentsTask& task, bool sampled) {
     const auto side = [&](const ArrayView& source, const SelfSums& self) {
         return source.dtype == DType::kF64 ||
@@ -352,10 +350,7 @@ void compute_moments(MomentsTask& task) {
         round_pivot(task.x, task.self_x.pivot);
         if (pair) round_pivot(task.y, task.self_y.pivot);
     }
-    if (in_double(task, true))
-        Moments<double>(task).run();
-    else
-        Moments<float>(task).run();
+    in_double(task, true) ? Moments<double>(task).run() : Moments<float>(task).run();
 }
 
 std::int64_t moments_scratch_bytes(MomentsTask& task) {

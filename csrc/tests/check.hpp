@@ -1,5 +1,5 @@
-// The little that these tests need: a check that says what failed and where, a generator that is the same everywhere,
-// and what a refusal says.
+// The little that these tests need: a check that says what failed and where, numbers that are the same everywhere and
+// a view of them, what a refusal says, and a run at every level.
 #pragma once
 
 #include <cstdint>
@@ -7,6 +7,10 @@
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
+#include <vector>
+
+#include "core/array_view.hpp"
+#include "core/isa.hpp"
 
 #define CHECK(condition)                                                                 \
     do {                                                                                 \
@@ -17,6 +21,10 @@
     } while (false)
 
 namespace gramless {
+
+inline std::size_t size(std::int64_t count) {
+    return static_cast<std::size_t>(count);
+}
 
 // small integers stored in floating point: their products and sums are exact, so results can be compared for equality
 class SmallIntegers {
@@ -32,6 +40,14 @@ class SmallIntegers {
     std::uint64_t state_;
 };
 
+// (rows, cols), one row after the other
+template <class T>
+ArrayView view_of(const std::vector<T>& values, std::int64_t rows, std::int64_t cols) {
+    const auto item = static_cast<std::int64_t>(sizeof(T));
+    const auto* const data = reinterpret_cast<const unsigned char*>(values.data());
+    return {data, item == 8 ? DType::kF64 : DType::kF32, rows, cols, cols * item, item};
+}
+
 // what a call that should refuse its input says
 template <class Call>
 std::string refusal(const Call& call) {
@@ -41,6 +57,15 @@ std::string refusal(const Call& call) {
         return error.what();
     }
     return "";
+}
+
+template <class Test>
+void at_each_level(const Test& test) {
+    for (const std::string& level : isa_levels()) {
+        set_isa_level(level);
+        test();
+        std::printf("level %s ok\n", level.c_str());
+    }
 }
 
 }  // namespace gramless

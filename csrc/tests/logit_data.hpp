@@ -11,10 +11,6 @@
 
 namespace gramless {
 
-inline std::size_t size(std::int64_t count) {
-    return static_cast<std::size_t>(count);
-}
-
 // a model of small integers, whose logits are exact in every type, and a bias
 template <class T>
 struct LogitData {
@@ -31,8 +27,8 @@ struct LogitData {
 
     LogitModel model() const {
         LogitModel made;
-        made.h = view(h, rows);
-        made.w = view(w, labels);
+        made.h = view_of(h, rows, width);
+        made.w = view_of(w, labels, width);
         made.bias = bias.data();
         made.cap = cap;
         return made;
@@ -60,17 +56,6 @@ struct LogitData {
     std::vector<T> h, w;
     std::vector<double> bias;
     double cap = 0;
-
-  private:
-    ArrayView view(const std::vector<T>& values, std::int64_t count) const {
-        const auto item = static_cast<std::int64_t>(sizeof(T));
-        return {reinterpret_cast<const unsigned char*>(values.data()),
-                sizeof(T) == 8 ? DType::kF64 : DType::kF32,
-                count,
-                width,
-                width * item,
-                item};
-    }
 };
 
 struct LogitTruth {

@@ -10,7 +10,6 @@
 #include <vector>
 
 #include "check.hpp"
-#include "core/isa.hpp"
 #include "core/thread_pool.hpp"
 
 using namespace gramless;
@@ -18,10 +17,6 @@ using namespace gramless;
 namespace {
 
 using Values = std::vector<double>;
-
-std::size_t size(std::int64_t count) {
-    return static_cast<std::size_t>(count);
-}
 
 // values of type T, small integers, in an array of float or double
 template <class T>
@@ -35,15 +30,7 @@ struct Data {
             value = static_cast<T>(integers.next());
     }
 
-    ArrayView view() const {
-        const std::int64_t item = sizeof(T);
-        return {reinterpret_cast<const unsigned char*>(values.data()),
-                item == 4 ? DType::kF32 : DType::kF64,
-                rows,
-                cols,
-                cols * item,
-                item};
-    }
+    ArrayView view() const { return view_of(values, rows, cols); }
 
     ArrayView slice(std::int64_t begin, std::int64_t end) const {
         ArrayView part = view();
@@ -237,8 +224,7 @@ std::string error_of(const Data<float>& x, GramFunction function) {
 }  // namespace
 
 int main() {
-    for (const std::string& level : isa_levels()) {
-        set_isa_level(level);
+    at_each_level([] {
         set_num_threads(2);
         test_rbf<float>(1, 1, 1);
         test_rbf<float>(97, 17, 300);
@@ -254,8 +240,7 @@ int main() {
         test_products<float>(50, 9000, 50);
         test_products<double>(7, 700, 6);
         test_products<double>(49, 4100, 1);
-        std::printf("level %s ok\n", level.c_str());
-    }
+    });
     Data<float> broken(600, 50, 4);
     broken.values[size(300 * 50 + 7)] = std::numeric_limits<float>::quiet_NaN();
     CHECK(error_of(broken, GramFunction::kRbf) == "gram_sums: x has non-finite values in rows 256..511");

@@ -8,7 +8,6 @@
 
 #include "check.hpp"
 #include "core/bf16_tiles.hpp"
-#include "core/isa.hpp"
 #include "kernels/bf16_rows.hpp"
 #include "logit_data.hpp"
 
@@ -71,7 +70,7 @@ void test_rows(const LogitData<T>& p, const LogitData<T>& q, const LogitChoice& 
     task.in_double = sizeof(T) == 8;
     task.divergences = true;
     task.workspace = workspace;
-    const std::int64_t n = choice.all_rows ? p.rows : static_cast<std::int64_t>(choice.rows.size());
+    const std::int64_t n = choice.rows_of(task.models[0]);
     Result result(n);
     task.out = result.target();
     task.js = result.js();
@@ -154,13 +153,11 @@ void test_bf16(const std::string& unit) {
 
 int main() {
     using namespace gramless;
-    for (const std::string& level : isa_levels()) {
-        set_isa_level(level);
+    at_each_level([] {
         set_num_threads(2);
         test_shapes<float>();
         test_shapes<double>();
-        std::printf("level %s ok\n", level.c_str());
-    }
+    });
     for (const std::string& unit : bf16_units())
         test_bf16(unit);
     shutdown_threads();

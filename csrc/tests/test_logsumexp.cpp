@@ -2,12 +2,10 @@
 #include "kernels/logsumexp.hpp"
 
 #include <cmath>
-#include <cstdio>
 #include <limits>
 #include <vector>
 
 #include "check.hpp"
-#include "core/isa.hpp"
 #include "logit_data.hpp"
 
 namespace gramless {
@@ -32,7 +30,7 @@ void test_rows(const LogitData<T>& data, LogitChoice choice) {
     task.choice = std::move(choice);
     task.choice.function = "logsumexp";
     task.in_double = sizeof(T) == 8;
-    const std::int64_t n = task.choice.all_rows ? data.rows : static_cast<std::int64_t>(task.choice.rows.size());
+    const std::int64_t n = task.choice.rows_of(task.model);
     Result got(n);
     task.out = got.target_arrays();
     compute_logsumexp(task);
@@ -45,7 +43,7 @@ void test_rows(const LogitData<T>& data, LogitChoice choice) {
         CHECK(std::fabs(got.lse2[size(r)] - static_cast<double>(truth.lse2)) <= 4 * scale);
         CHECK(std::fabs(got.top_logit[size(r)] - static_cast<double>(truth.top_logit)) <= scale);
         if (!task.choice.targets.empty()) {
-            const long double wanted = z[size(target_places(task.choice, data.labels)[size(r)])];
+            const long double wanted = z[size(task.choice.target_places(task.model)[size(r)])];
             CHECK(std::fabs(got.target[size(r)] - static_cast<double>(wanted)) <= scale);
         }
     }
@@ -65,6 +63,19 @@ void test_shapes() {
     LogitData<T> capped(40, 97, 33, 4);
     capped.cap = 3;
     test_rows(capped, some);
+}
+
+// finite logits count, however far below the largest one they are
+void test_far_apart() {
+    const std::vector<float> z{3e38f, -3e38f, 0, -std::numeric_limits<float>::infinity()};
+    LogsumexpTask task;
+    task.model.h = view_of(z, 1, 4);
+    task.model.given = true;
+    task.choice.function = "logsumexp";
+    Result got(1);
+    task.out = got.target_arrays();
+    compute_logsumexp(task);
+    CHECK(got.counted[0] == 3 && got.lse[0] == static_cast<double>(z[0]) && got.top[0] == 0);
 }
 
 void test_refusals() {
@@ -88,6 +99,21 @@ void test_refusals() {
     for (float& value : large.w)
         value *= 1e30f;
     CHECK(error_of(large).find("overflow") != std::string::npos);
+    // the row of the second label alone, which a bias masks
+    const float gone = -std::numeric_limits<float>::infinity();
+    const std::vector<float> z{0, 0, 0, gone, 0, 0};
+    const std::vector<double> bias{0, static_cast<double>(gone), 0};
+    LogsumexpTask task;
+    task.model.h = view_of(z, 2, 3);
+    task.model.given = true;
+    task.model.bias = bias.data();
+    task.choice.function = "logsumexp";
+    task.choice.all_labels = false;
+    task.choice.labels = {0, 1};
+    Result result(2);
+    task.out = result.target_arrays();
+    CHECK(refusal([&] { compute_logsumexp(task); }) ==
+          "logsumexp: row 1 of h has no label that can be: all its logits are -inf");
 }
 
 }  // namespace
@@ -95,13 +121,12 @@ void test_refusals() {
 
 int main() {
     using namespace gramless;
-    for (const std::string& level : isa_levels()) {
-        set_isa_level(level);
+    at_each_level([] {
         set_num_threads(2);
         test_shapes<float>();
         test_shapes<double>();
-        std::printf("level %s ok\n", level.c_str());
-    }
+        test_far_apart();
+    });
     test_refusals();
     shutdown_threads();
     return 0;

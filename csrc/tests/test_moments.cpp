@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "check.hpp"
-#include "core/isa.hpp"
 #include "core/thread_pool.hpp"
 
 using namespace gramless;
@@ -16,10 +15,6 @@ using namespace gramless;
 namespace {
 
 using Values = std::vector<double>;
-
-std::size_t size(std::int64_t count) {
-    return static_cast<std::size_t>(count);
-}
 
 struct Sums {
     Values pivot, sum, second, weighted, cubes, fourths;
@@ -42,9 +37,7 @@ struct Data {
             value = static_cast<float>(integers.next());
     }
 
-    ArrayView view() const {
-        return {reinterpret_cast<const unsigned char*>(values.data()), DType::kF32, rows, cols, cols * 4, 4};
-    }
+    ArrayView view() const { return view_of(values, rows, cols); }
 
     double shifted(std::int64_t row, std::int64_t col) const { return values[size(row * cols + col)] - 1; }
 
@@ -122,8 +115,7 @@ std::string error_of(const Data& x) {
 }  // namespace
 
 int main() {
-    for (const std::string& level : isa_levels()) {
-        set_isa_level(level);
+    at_each_level([] {
         for (const int threads : {1, 3}) {
             set_num_threads(threads);
             for (const bool self_terms : {true, false}) {
@@ -133,8 +125,7 @@ int main() {
                 test_pair(9001, 5, 6, self_terms);
             }
         }
-        std::printf("level %s ok\n", level.c_str());
-    }
+    });
     // several blocks per array, once: the plain loops are slow
     set_num_threads(2);
     test_pair(40, 700, 431, true);

@@ -1,4 +1,4 @@
-"""Arrays of any library, brought in as NumPy or torch: on the host, two-dimensional, floating, and truly in memory."""
+"""Arrays of any library, brought in as NumPy or torch: two-dimensional, floating, and truly in memory."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from numpy.typing import NDArray
 Array: TypeAlias = Any
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
-# device codes of DLPack for memory that the host reads directly
+# device codes of DLPack for memory that the host reads directly, and for that of CUDA and ROCm
 _HOST_DEVICES = (1, 3)
+_GPU_DEVICES = (2, 10)
 
 
-def rows(function: str, name: str, x: Any, *, allow_empty: bool = False) -> Array:
-    """Return a 2-d floating array on the host, NumPy or torch, without a copy."""
+def rows(function: str, name: str, x: Any, *, allow_empty: bool = False, on_gpu: bool = False) -> Array:
+    """Return a 2-d floating array, NumPy or torch, without a copy; on the host, unless a GPU will do as well."""
     # the type is asked, since an instance may say anything of itself
     kind = type(x)
     if issubclass(kind, np.ndarray):
         array = _numpy_rows(function, name, x)
     elif is_torch(x):
-        array = _torch_rows(function, name, x)
+        array = _torch_rows(function, name, x, on_gpu)
     elif hasattr(kind, "__dlpack__") and hasattr(kind, "__dlpack_device__"):
-        return rows(function, name, _from_dlpack(function, name, x), allow_empty=allow_empty)
+        made = _from_dlpack(function, name, x, on_gpu)
+        return rows(function, name, made, allow_empty=allow_empty, on_gpu=on_gpu)
     else:
         _refuse_kind(function, name, x)
     shape = tuple(int(length) for length in array.shape)
@@ -60,43 +62,63 @@ def _numpy_rows(function: str, name: str, x: NDArray[Any]) -> NDArray[Any]:
     return plain
 
 
-def _torch_rows(function: str, name: str, x: Any) -> Any:
+def gpu_of(x: Array) -> str:
+    """Return the name of the GPU that holds an array, "" if the host does."""
+    return str(x.device) if is_torch(x) and x.device.type == "cuda" else ""
+
+
+def _torch_rows(function: str, name: str, x: Any, on_gpu: bool) -> Any:
     torch = sys.modules["torch"]
-    if str(x.layout) != "torch.strided":
+    if x.layout is not torch.strided:
         raise TypeError(f"{function}: expected a dense tensor for {name}, got layout {x.layout}; use {name}.to_dense()")
     try:
-        with torch._C.DisableTorchFunctionSubclass():
-            plain = torch.Tensor.as_subclass(x, torch.Tensor).detach()
+        plain = x.detach() if type(x) is torch.Tensor else _as_plain(torch, x)
     except (RuntimeError, TypeError):
         _refuse_storage(function, name, x)
-    _check_dtype(function, name, str(plain.dtype).removeprefix("torch."), f"{name}.float()")
-    if plain.device.type != "cpu":
+    _check_dtype(function, name, str(plain.dtype)[6:], f"{name}.float()")
+    where = plain.device.type
+    if where != "cpu" and not (on_gpu and where == "cuda"):
         _refuse_device(function, name, str(plain.device))
     if not _in_memory(plain):
         _refuse_storage(function, name, x)
     # views of complex tensors may hold the negative of their values
-    return plain.resolve_neg()
+    return plain.resolve_neg() if plain.is_neg() else plain
+
+
+def _as_plain(torch: Any, x: Any) -> Any:
+    with torch._C.DisableTorchFunctionSubclass():
+        return torch.Tensor.as_subclass(x, torch.Tensor).detach()
 
 
 def _in_memory(tensor: Any) -> bool:
     """Return whether all elements lie in memory; the storage of a tensor may be freed, shrunk or only pretended."""
     try:
-        if tensor.numel() == 0:
+        if tensor.is_nested:
+            return False
+        count = tensor.numel()
+        if count == 0:
             return True
-        steps = zip(tensor.shape, tensor.stride(), strict=True)
-        last = tensor.storage_offset() + sum((length - 1) * stride for length, stride in steps)
+        if not tensor.is_contiguous():
+            steps = zip(tensor.shape, tensor.stride(), strict=True)
+            count = 1 + sum((length - 1) * stride for length, stride in steps)
         storage = tensor.untyped_storage()
-        held = storage.nbytes() // tensor.element_size() if storage.device.type == "cpu" else 0
-        return bool(last < held and tensor.data_ptr() != 0)
+        if storage.device.type not in ("cpu", "cuda"):
+            return False
+        end = (tensor.storage_offset() + count) * tensor.element_size()
+        return bool(end <= storage.nbytes() and tensor.data_ptr() != 0)
     except RuntimeError:
         return False
 
 
-def _from_dlpack(function: str, name: str, x: Any) -> Array:
+def _from_dlpack(function: str, name: str, x: Any, on_gpu: bool) -> Array:
     try:
         kind, index = (int(part) for part in x.__dlpack_device__())
         if kind in _HOST_DEVICES:
             return _host_dlpack(x)
+        if on_gpu and kind in _GPU_DEVICES:
+            import torch
+
+            return torch.utils.dlpack.from_dlpack(x)
     except Exception as error:
         found = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise TypeError(f"{function}: cannot read {name} ({type(x).__name__}) through DLPack: {found}") from error
@@ -136,7 +158,7 @@ def _refuse_storage(function: str, name: str, x: Any) -> NoReturn:
 
 def _refuse_device(function: str, name: str, device: str) -> NoReturn:
     raise RuntimeError(
-        f"{function}: {name} is on device {device} and this version has no GPU kernel; move it to host memory first"
+        f"{function}: {name} is on device {device}, which {function} has no kernel for; move it to host memory first"
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from array_api_compat import array_namespace, is_array_api_obj
 from numpy.typing import NDArray
 
 from ._arrays import Array as Array
+from ._arrays import gpu_of as gpu_of
 from ._arrays import is_torch as is_torch
 from ._arrays import readable
 from ._arrays import rows as rows
@@ -41,6 +44,17 @@ def same_rows(function: str, arrays: Mapping[str, Array]) -> int:
     return int(x.shape[0])
 
 
+def same_device(function: str, arrays: Mapping[str, Array]) -> str:
+    """Return the name of the GPU that holds all arrays, "" if the host does."""
+    (first, x), *others = arrays.items()
+    where = gpu_of(x)
+    for name, y in others:
+        if gpu_of(y) != where:
+            found = f"{first} on {where or 'the host'} and {name} on {gpu_of(y) or 'the host'}"
+            raise RuntimeError(f"{function}: expected {first} and {name} on the same device, got {found}")
+    return where
+
+
 def same_widths(function: str, earlier: Mapping[str, int], later: Mapping[str, int]) -> None:
     """Refuse other names or other numbers of features than before."""
     missing = [name for name in earlier if name not in later]
@@ -54,7 +68,7 @@ def same_widths(function: str, earlier: Mapping[str, int], later: Mapping[str, i
 
 
 def layers(function: str, name: str, xs: Any) -> dict[str, Array]:
-    """Return layers by name, each checked; rows may be none."""
+    """Return layers by name, each checked, on the host or on a GPU; rows may be none."""
     if isinstance(xs, Mapping):
         named = dict(xs)
     elif isinstance(xs, Sequence) and not isinstance(xs, str | bytes):
@@ -66,16 +80,34 @@ def layers(function: str, name: str, xs: Any) -> dict[str, Array]:
     for key in named:
         if not isinstance(key, str):
             raise TypeError(f"{function}: expected layer names of {name} to be str, got {key!r}")
-    return {key: rows(function, f"{name}[{key!r}]", x, allow_empty=True) for key, x in named.items()}
+    return {key: rows(function, f"{name}[{key!r}]", x, allow_empty=True, on_gpu=True) for key, x in named.items()}
 
 
-def pivot(function: str, name: str, value: Any, x: Array | None) -> NDArray[np.float64] | None:
-    """Return a pivot as float64 of shape (p,)."""
+def pivot(function: str, name: str, value: Any, x: Array | None) -> Array | None:
+    """Return a pivot as float64 of shape (p,); one on a GPU stays there, and is not looked at."""
     if value is None:
         return None
     if x is None:
         raise ValueError(f"{function}: {name} given without its array")
-    return vector(function, name, value, int(x.shape[1]))
+    width = int(x.shape[1])
+    if gpu_of(value) and str(value.dtype) == "torch.float64" and tuple(value.shape) == (width,):
+        return value
+    return vector(function, name, value, width)
+
+
+def sample(function: str, name: str, value: Any, x: Array | None) -> Array | None:
+    """Return rows of an array that stand for all, beside it and of its dtype."""
+    if value is None:
+        return None
+    if x is None:
+        raise ValueError(f"{function}: {name} given without its array")
+    made = rows(function, name, value, on_gpu=True)
+    found, expected = ((int(a.shape[1]), str(a.dtype), gpu_of(a)) for a in (made, x))
+    if found != expected:
+        raise ValueError(
+            f"{function}: expected {name} with the features, dtype and device {expected} of x, got {found}"
+        )
+    return made
 
 
 def vector(function: str, name: str, value: Any, width: int) -> NDArray[np.float64]:
@@ -201,6 +233,25 @@ def advise_on_nonfinite(error: ValueError, *arrays: Array) -> ValueError:
     return error
 
 
+def nonfinite_row(function: str, arrays: Mapping[str, Array], rows: NDArray[np.int64]) -> ValueError | None:
+    """Return an error that names the first row that is not finite, by its number among all; None if there is none."""
+    for name, x in arrays.items():
+        bad = np.flatnonzero(~np.isfinite(to_numpy(x).astype(np.float64)).all(axis=1))
+        if len(bad):
+            error = ValueError(f"{function}: {name} has non-finite values in row {int(rows[bad[0]])}")
+            return advise_on_nonfinite(error, x)
+    return None
+
+
+def path_suffix(function: str, path: str | os.PathLike[str], allowed: Sequence[str]) -> str:
+    """Return the suffix of the path of a file, one of a few, in lower case."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in allowed:
+        expected = " or ".join(allowed)
+        raise ValueError(f"{function}: expected a path that ends in {expected}, got {os.fspath(path)!r}")
+    return suffix
+
+
 def fits(function: str, needed: int, available: int | None, source: str) -> None:
     """Refuse sums that do not fit into memory."""
     if available is not None and needed > available:
@@ -269,8 +320,10 @@ def state_width(function: str, state: Mapping[str, Any], key: str) -> int:
     return int(value.shape[0])
 
 
-def state_array(function: str, state: Mapping[str, Any], key: str, shape: tuple[int, ...]) -> Array:
-    """Return a copy of a float64 array of a saved state."""
+def state_array(
+    function: str, state: Mapping[str, Any], key: str, shape: tuple[int, ...], *, infinite: bool = False
+) -> Array:
+    """Return a copy of a float64 array of a saved state, finite but for sums that may overflow."""
     value: Any = state.get(key)
     if isinstance(value, float):
         value = np.asarray(value)
@@ -280,7 +333,8 @@ def state_array(function: str, state: Mapping[str, Any], key: str, shape: tuple[
         raise TypeError(f"{function}: expected {key!r} to be float64, got {value.dtype}")
     xp = array_namespace(value)
     # third and fourth powers may overflow; the one estimator that reads them refuses by itself
-    if not key.endswith(("cubes", "fourths")) and not bool(xp.all(xp.isfinite(value))):
+    wrong = xp.isnan(value) if infinite else ~xp.isfinite(value)
+    if not key.endswith(("cubes", "fourths")) and bool(xp.any(wrong)):
         raise ValueError(f"{function}: {key!r} has non-finite values")
     return xp.asarray(value, copy=True)
 

@@ -5,6 +5,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 GRAM_ROWS_IN_FLOAT64: int
+LOGIT_WORKSPACE: int
 
 def gram_sums(
     x: Any,
@@ -17,6 +18,8 @@ def gram_sums(
     coef0: float = 1.0,
     block_rows: int | None = None,
     pairs: NDArray[np.int64] | None = None,
+    sample_x: Any = None,
+    sample_y: Any = None,
     nonfinite: str = "raise",
 ) -> dict[str, Any]: ...
 def gram_values(
@@ -78,6 +81,16 @@ def logit_divergences(
     softcap2: float | None = None,
     nonfinite: str = "raise",
 ) -> dict[str, Any]: ...
+def logit_block_rows(n: int, labels: int, width: int, *, float64: bool) -> int: ...
+def logit_scratch_bytes(
+    n: int,
+    labels: int,
+    widths: Sequence[int],
+    *,
+    float64: bool,
+    on_unit: Sequence[bool],
+    most_rows: int | None = None,
+) -> int: ...
 def gram_block_rows(p: int, q: int) -> int: ...
 def gram_scratch_bytes(n: int, p: int, q: int, *, float64: bool, bandwidths: int) -> int: ...
 def moments(

@@ -14,6 +14,8 @@ from .random_features import CHUNK_ROWS
 _ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 # features of a chunk of packed rows
 _CHUNK = 256
+# products that a GPU takes for one, by precision
+_PRODUCTS = {"fast": 1, "high": 3, "exact": 1}
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,9 @@ class Columns(NamedTuple):
         return max(4, _ITEM_BYTES[self.dtype])
 
 
-def moments(n: int, columns: Sequence[Columns], backend: str, *, self_terms: bool = True) -> Cost:
+def moments(
+    n: int, columns: Sequence[Columns], backend: str, *, self_terms: bool = True, precision: str = "high"
+) -> Cost:
     """Return the cost of one pass over one or two arrays; symmetric products count half."""
     widths = [one.width for one in columns]
     flops, held = 0, 0
@@ -79,6 +83,10 @@ def moments(n: int, columns: Sequence[Columns], backend: str, *, self_terms: boo
         flops += 2 * n * p * q
         held += 8 * (p * q + p + q + 1)
     read = n * sum(one.row_bytes for one in columns)
+    if backend == "cuda":
+        p, q = (*widths, 0)[:2]
+        used = _precision(columns, precision)
+        return Cost(_PRODUCTS[used] * flops, read, held, _dispatch.gpu_scratch_bytes("moments", n, p, q, used))
     if backend == "reference":
         scratch = 24 * n * sum(widths)
     else:
@@ -95,29 +103,42 @@ def centred(columns: Sequence[Columns]) -> Cost:
     return Cost(0, 0, 8 * (p * p + q * q + p * q), 16 * max(p, q) ** 2)
 
 
-def tiles(n: int, columns: Sequence[Columns], backend: str, kernel: str, *, bandwidths: int = 1) -> Cost:
+def tiles(
+    n: int, columns: Sequence[Columns], backend: str, kernel: str, *, bandwidths: int = 1, precision: str = "high"
+) -> Cost:
     """Return the cost of all tiles of one or two arrays; only those on and above the diagonal are computed."""
     p, q = (*(one.width for one in columns), 0)[:2]
-    rows_read = sum(range(n, 0, -_dispatch.gram_block_rows(backend, p, q)))
+    dtypes = [one.dtype for one in columns]
+    rows_read = sum(range(n, 0, -_dispatch.gram_block_rows(backend, p, q, precision)))
+    flops, read = n * n * (p + q), rows_read * sum(one.row_bytes for one in columns)
+    held = 16 * n * bandwidths * len(columns)
+    if backend == "cuda":
+        used = "exact" if _dispatch.gram_in_float64(backend, n, dtypes, kernel, precision) else precision
+        scratch = _dispatch.gpu_scratch_bytes("gram_sums", n, p, q, used, bandwidths)
+        return Cost(_PRODUCTS[used] * flops, read, held, scratch)
     if backend == "reference":
         scratch = 64 * n * n + 8 * n * (p + q)
     else:
-        float64 = _dispatch.gram_in_float64(backend, n, [one.dtype for one in columns], kernel)
+        float64 = _dispatch.gram_in_float64(backend, n, dtypes, kernel)
         core = _dispatch.core_or_raise("explain")
         scratch = core.gram_scratch_bytes(n, p, q, float64=float64, bandwidths=bandwidths)
-    held = 16 * n * bandwidths * len(columns)
-    return Cost(n * n * (p + q), rows_read * sum(one.row_bytes for one in columns), held, scratch)
+    return Cost(flops, read, held, scratch)
 
 
-def strips(n: int, columns: Sequence[Columns], backend: str, kernel: str) -> Cost:
+def strips(n: int, columns: Sequence[Columns], backend: str, kernel: str, precision: str = "high") -> Cost:
     """Return the cost of the same strip by strip: the sums so far, those of a strip, and the next ones."""
-    cost = tiles(n, columns, backend, kernel)
+    cost = tiles(n, columns, backend, kernel, precision=precision)
     return replace(cost, scratch=cost.scratch + 2 * cost.held)
 
 
 def rule(n: int, columns: Sequence[Columns], backend: str) -> Cost:
     """Return the cost of the distances that a bandwidth rule takes of one array after the other, before the pass."""
     m = min(n, EXACT_ROWS)
+    if backend == "cuda":
+        # distances in float64, and what they are made of
+        widest = max(one.width for one in columns)
+        flops = m * m * 2 * sum(one.width for one in columns)
+        return Cost(flops, m * sum(one.row_bytes for one in columns), 0, 32 * m * m + 16 * m * widest)
     # a sample is copied
     copies = max(m * one.row_bytes for one in columns) if n > m else 0
     scratch = copies + max(_values(m, one, one.kind_bytes, backend) for one in columns)
@@ -125,11 +146,13 @@ def rule(n: int, columns: Sequence[Columns], backend: str) -> Cost:
     return Cost(flops, m * sum(one.row_bytes for one in columns), 0, scratch)
 
 
-def batches(sizes: Sequence[int], orders: int, columns: Sequence[Columns], backend: str, kernel: str) -> Cost:
+def batches(
+    sizes: Sequence[int], orders: int, columns: Sequence[Columns], backend: str, kernel: str, precision: str = "high"
+) -> Cost:
     """Return the cost of tiles of batches of these sizes, in so many orders of all rows; each batch is a copy."""
     n, row_bytes = sum(sizes), sum(one.row_bytes for one in columns)
-    largest = tiles(max(sizes), columns, backend, kernel)
-    flops = sum(size * size for size in sizes) * sum(one.width for one in columns)
+    largest = tiles(max(sizes), columns, backend, kernel, precision=precision)
+    flops = sum(size * size for size in sizes) * (largest.flops // max(sizes) ** 2)
     # the order of the rows, and the batch of it
     scratch = largest.peak + max(sizes) * row_bytes + 16 * n
     return Cost(orders * flops, orders * n * row_bytes, 0, scratch)
@@ -191,3 +214,18 @@ def _values(n: int, one: Columns, wide: int, backend: str, *, beside: int = 0) -
     # the kernel packs all rows at once, in whole chunks of features
     packed = wide * n * (-(-one.width // _CHUNK) * _CHUNK + _CHUNK // 4)
     return wide * n * (n - 1) // 2 + max(64 * n * n if backend == "reference" else packed, beside)
+
+
+def _precision(columns: Sequence[Columns], precision: str) -> str:
+    """Return the precision of products of arrays on a GPU."""
+    return "exact" if any(one.dtype == "float64" for one in columns) else precision
+
+
+def readable(count: int) -> str:
+    """Return a number of bytes as text."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from . import _checks, _costs, _dispatch, independence, layers, ops, similarity
 from ._checks import Array
-from ._costs import Columns, Cost
+from ._costs import Columns, Cost, readable
+from ._explain_logits import PREDICTIONS, explain_predictions
 from ._memory import available_bytes
 from .bandwidths import EXACT_ROWS
 from .estimates import plan_batches
@@ -28,6 +29,9 @@ _MEASURES: dict[str, Callable[..., Any]] = {
     "hsic_test": independence.hsic_test,
 }
 _STEMS: dict[str, Callable[..., Any]] = {"moments": ops.moments, "gram_sums": ops.gram_sums}
+_FUNCTIONS = _MEASURES | _STEMS | PREDICTIONS
+# what explain calls the layers of a grid, too
+_LAYERS = {"x": "xs", "y": "ys"}
 # what takes a part of a pass, of which nothing is said here
 _PARTS = ("block_rows", "pairs", "self_terms")
 
@@ -48,23 +52,23 @@ class Explanation:
             f"{self.path}\n"
             f"  backend    {self.backend}: {self.why}\n"
             f"  flops      {self.flops:.3g}\n"
-            f"  read       {_readable(self.bytes_read)}\n"
-            f"  peak extra {_readable(self.peak_extra_bytes)}"
+            f"  read       {readable(self.bytes_read)}\n"
+            f"  peak extra {readable(self.peak_extra_bytes)}"
         )
 
 
-def explain(measure: str, x: Any, y: Any = None, **keywords: Any) -> Explanation:
+def explain(measure: str, *arrays: Any, **keywords: Any) -> Explanation:
     """Say which code a call would run and what it costs, without running it.
 
     Parameters
     ----------
-    measure : {"hsic", "cka", "cka_distance", "cka_matrix", "hsic_test", "moments", "gram_sums"}
-        Name of the public function.
-    x, y : array of shape (n, p) and (n, q), or dicts or lists of layers for "cka_matrix"
-        The arguments of that function; y may be absent for "cka_matrix", "moments" and "gram_sums".
-    **keywords
-        Those of that function, with its defaults. A bandwidth that is a number saves the pass that a rule takes.
-        "gram_sums" needs none here, and what takes a part of a pass is refused.
+    measure : str
+        Name of the public function: "hsic", "cka", "cka_distance", "cka_matrix", "hsic_test", "moments", "gram_sums",
+        "logsumexp", "logit_pairs", "compare_logits" or "logit_distance".
+    *arrays, **keywords
+        The arguments of a call of that function, with its defaults. A bandwidth that is a number saves the pass that a
+        rule takes. "gram_sums" needs none here, and what takes a part of a pass is refused; both x and y are wanted for
+        "hsic", "cka", "cka_distance" and "hsic_test". "cka_matrix" also takes its layers as x and y.
 
     Returns
     -------
@@ -74,7 +78,7 @@ def explain(measure: str, x: Any, y: Any = None, **keywords: Any) -> Explanation
     Raises
     ------
     TypeError, ValueError, RuntimeError
-        As the function itself would.
+        As the function itself would, but for what only a look at the values of its arrays shows.
 
     Notes
     -----
@@ -82,6 +86,9 @@ def explain(measure: str, x: Any, y: Any = None, **keywords: Any) -> Explanation
 
     A look-up in a kernel matrix that is held counts as two flops. What is free on the machine, too, decides how
     "cka_matrix" goes.
+
+    Of logits, the products count, 2 N V d for each model and pass. Unembeddings are read once for each block of rows
+    that are packed together. Whether the factor of a logit distance has to be found twice is not known before.
 
     Examples
     --------
@@ -104,11 +111,20 @@ def explain(measure: str, x: Any, y: Any = None, **keywords: Any) -> Explanation
     1.3e+12
     1.3e+11
     4.3e+11
+    >>> w = np.zeros((5000, 64), np.float32)
+    >>> print(gl.explain("logit_pairs", x, w, x, w, divergences=True, workspace=1000, backend="cpu").why)
+    asked for; logits are computed twice, for js and tv: a workspace of 1000.0 B holds those of 0 rows, fewer than 64
+    >>> gl.explain("logit_distance", x, w, x, w, backend="cpu").why.split("; ")[1]
+    'factor: factor 9.83e+07 flops, vocabulary 1.28e+09'
     """
-    _checks.choice("explain", "measure", measure, (*_MEASURES, *_STEMS))
-    asked = _with_defaults(measure, keywords)
+    _checks.choice("explain", "measure", measure, tuple(_FUNCTIONS))
+    asked = _arguments(measure, arrays, keywords)
+    if measure in PREDICTIONS:
+        path, backend, why, cost = explain_predictions(measure, asked)
+        return Explanation(path, backend, why, cost.flops, cost.bytes_read, cost.peak)
     if measure == "cka_matrix":
-        return _explain_grid(x, y, asked)
+        return _explain_grid(asked["xs"], asked["ys"], asked)
+    x, y = asked["x"], asked["y"]
     if measure in _STEMS:
         return _explain_stem(measure, x, y, asked)
     if y is None:
@@ -116,14 +132,19 @@ def explain(measure: str, x: Any, y: Any = None, **keywords: Any) -> Explanation
     return _explain_measure(measure, x, y, asked)
 
 
-def _with_defaults(measure: str, keywords: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all keywords of a function, whose calls have no others."""
-    parameters = inspect.signature((_MEASURES | _STEMS)[measure]).parameters
-    known = {name: given.default for name, given in parameters.items() if given.kind is given.KEYWORD_ONLY}
-    for name in keywords:
-        if name not in known:
-            raise TypeError(f"{measure}() got an unexpected keyword argument {name!r}")
-    return known | dict(keywords)
+def _arguments(measure: str, arrays: Sequence[Any], keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all arguments of a call of a function, which refuses itself what it does not take."""
+    function = _FUNCTIONS[measure]
+    if measure == "cka_matrix" and not keywords.keys() & _LAYERS.values():
+        keywords = {_LAYERS.get(name, name): value for name, value in keywords.items()}
+    try:
+        bound = inspect.signature(function).bind(*arrays, **keywords)
+    except TypeError:
+        # with arguments that do not fit, a call does no more than say so
+        function(*arrays, **keywords)
+        raise
+    bound.apply_defaults()
+    return bound.arguments
 
 
 def _explain_stem(stem: str, x: Any, y: Any, asked: Mapping[str, Any]) -> Explanation:
@@ -133,14 +154,19 @@ def _explain_stem(stem: str, x: Any, y: Any, asked: Mapping[str, Any]) -> Explan
             raise ValueError(f"explain: {stem} is explained for a whole pass, give no {name}")
     kernel = asked.get("kernel", "linear")
     _checks.gram_kernel(stem, kernel, "unbiased", None, asked.get("degree", 1), asked.get("coef0", 1.0))
-    arrays = [_checks.rows(stem, name, a) for name, a in (("x", x), ("y", y)) if a is not None]
-    n, columns = _checks.same_rows(stem, dict(zip("xy", arrays, strict=False))), [Columns.of(a) for a in arrays]
-    chosen = _dispatch.resolve(stem, asked["backend"])
+    precision = asked["precision"]
+    _checks.choice(stem, "precision", precision, _dispatch.PRECISIONS)
+    named = {name: _checks.rows(stem, name, a, on_gpu=True) for name, a in (("x", x), ("y", y)) if a is not None}
+    arrays = list(named.values())
+    n, columns = _checks.same_rows(stem, named), [Columns.of(a) for a in arrays]
+    chosen = _dispatch.resolve(stem, asked["backend"], arrays=named, precision=precision)
     if stem == "moments":
-        return _explanation(f"{stem} <- moments {_shapes(arrays)}", chosen, _costs.moments(n, columns, chosen.backend))
+        cost = _costs.moments(n, columns, chosen.backend, precision=precision)
+        return _explanation(f"{stem} <- moments {_shapes(arrays)}", chosen, cost)
     given = asked["bandwidth_x"]
     widths = None if given is None else _checks.bandwidths(stem, "bandwidth_x", given, kernel)
-    cost = _costs.tiles(n, columns, chosen.backend, kernel, bandwidths=1 if widths is None else widths.size)
+    count = 1 if widths is None else widths.size
+    cost = _costs.tiles(n, columns, chosen.backend, kernel, bandwidths=count, precision=precision)
     return _explanation(f"{stem} <- gram_sums {kernel} {_shapes(arrays)}", chosen, cost)
 
 
@@ -176,11 +202,12 @@ def _features(request: KernelPass, arrays: Sequence[Array], frequencies: int) ->
 
 
 def _batches(request: KernelPass, arrays: Sequence[Array], fraction: float) -> _Work:
-    chosen = _dispatch.resolve("gram_sums", request.backend)
+    chosen = request.resolve("gram_sums", arrays)
     plan = plan_batches(int(arrays[0].shape[0]), fraction)
     count = plan.orders * len(plan.sizes)
     parts = f"{count} batches of {plan.sizes[0]} rows, {plan.fraction:.3g} of all pairs,"
-    cost = _costs.batches(plan.sizes, plan.orders, [Columns.of(a) for a in arrays], chosen.backend, request.kernel)
+    columns, how = [Columns.of(a) for a in arrays], (chosen.backend, request.kernel, request.precision)
+    cost = _costs.batches(plan.sizes, plan.orders, columns, *how)
     return _Work(
         chosen, f"gram_sums {request.kernel} of {parts if count > 1 else 'all rows'} of {_shapes(arrays)}", cost
     )
@@ -190,12 +217,13 @@ def _whole(request: KernelPass, arrays: tuple[Array, Array], null: str | None, n
     """Return the pass over all pairs of rows, and what its null takes."""
     n, kernel, columns = int(arrays[0].shape[0]), request.kernel, [Columns.of(a) for a in arrays]
     stem, shapes = request.stem(*arrays), _shapes(arrays)
-    chosen = _dispatch.resolve(stem, request.backend)
-    backend = chosen.backend
+    chosen = request.resolve(stem, arrays)
+    backend, precision = chosen.backend, request.precision
     if stem == "moments":
-        what, cost = f"moments {shapes}", _costs.moments(n, columns, backend).then(_costs.centred(columns).released())
+        one_pass = _costs.moments(n, columns, backend, precision=precision)
+        what, cost = f"moments {shapes}", one_pass.then(_costs.centred(columns).released())
     else:
-        what, cost = f"gram_sums {kernel} {shapes}", _costs.strips(n, columns, backend, kernel)
+        what, cost = f"gram_sums {kernel} {shapes}", _costs.strips(n, columns, backend, kernel, precision)
     if null != "permutation":
         return _Work(chosen, what if null is None else f"{what}, {null} null", cost)
     way = independence.permuted_by(stem, n)
@@ -211,6 +239,8 @@ def _checked(measure: str, x: Any, y: Any, asked: Mapping[str, Any]) -> tuple[Ke
         return {name: asked[name] for name in names}
 
     shared = values("kernel", "bandwidth", "bandwidth_scale", "degree", "coef0", "backend")
+    if "precision" in asked:
+        shared |= values("precision")
     if measure == "hsic_test":
         independence.checked_null(measure, **values("null", "n_permutations", "seed"))
         request = KernelPass(measure, estimator="biased", **shared)
@@ -219,6 +249,7 @@ def _checked(measure: str, x: Any, y: Any, asked: Mapping[str, Any]) -> tuple[Ke
     if measure != "cka_distance":
         way = values("method", "n_features", "fraction", "null", "n_permutations", "seed")
         similarity.Way(**way).check(request, x)
+        return request, request.arrays(x, y, on_gpu=asked["null"] is None and asked["method"] != "rff")
     return request, request.arrays(x, y)
 
 
@@ -249,9 +280,9 @@ def _explain_grid(xs: Any, ys: Any, asked: Mapping[str, Any]) -> Explanation:
         return _explanation(path, chosen, functools.reduce(Cost.then, costs))
     plan = plan_grid(arrays, estimator=estimator, kernel=kernel, backend=backend, limit=limit)
     tiles = _grid_tiles(n, rows, plan.blocks, kernel)
-    told = f"tiles {tiles.flops:.3g} flops, {_readable(tiles.peak)} with blocks of {plan.blocks.block} rows"
+    told = f"tiles {tiles.flops:.3g} flops, {readable(tiles.peak)} with blocks of {plan.blocks.block} rows"
     if kernel.name == "linear":
-        told = f"moments {plan.moment_flops:.3g} flops, {_readable(plan.moment_bytes)}; {told}"
+        told = f"moments {plan.moment_flops:.3g} flops, {readable(plan.moment_bytes)}; {told}"
     if plan.path == "gram":
         chosen, cost = _dispatch.resolve_gram_values(backend), tiles
         path = f"{measure} <- gram_values {kernel.name} of {len(arrays)} layers, {n} rows"
@@ -289,12 +320,3 @@ def _explanation(path: str, chosen: _dispatch.Choice, cost: Cost, why: str = "")
 
 def _shapes(arrays: Sequence[Array]) -> str:
     return ", ".join(f"{tuple(a.shape)} {Columns.of(a).dtype}" for a in arrays)
-
-
-def _readable(count: int) -> str:
-    size = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"

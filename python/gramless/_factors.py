@@ -17,6 +17,7 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -26,18 +27,22 @@ from numpy.typing import NDArray
 from . import _checks, _dispatch, _logit_checks, ops
 from ._checks import Array
 from ._progress import watched
+from ._reflections import no_rows, with_rows
 from ._states import MomentState, add_into
 
 if TYPE_CHECKING:
     from typing import Self
 
-# rows of one digest of the fingerprint, and of one task of a thread
-_PIECE_ROWS = 512
-# rows of W of one call of the kernel, at least, so that adding up D^2 sums costs little beside them
-_BLOCK_ROWS = 4096
-# rows and columns of a panel of the reflections: the quickest of 32, 64 and 512, 1024, 4096 (2 cores, AVX-512)
+# rows of one task of a thread, which stay in a core's cache from one use to the next
+_PIECE_ROWS = 128
+# rows of W of one call of the kernel, at least, so that making and adding up D^2 sums costs little beside them
+_BLOCK_ROWS = 8192
+# bits of half a word
+_HALF = np.uint64(32)
+# bytes of rows that are marked at a time: what is made of them is neither paged in anew nor leaves the cache
+_MARKED_BYTES = 1 << 17
+# rows of a block of the reflections: the quickest of 512, 1024, 4096 (2 cores, AVX-512)
 _QR_ROWS = 1024
-_QR_COLUMNS = 32
 # rows that the pivot is the mean of
 _PIVOT_ROWS = 255
 # relative error of a squared distance that rounding of the moments may cause in any row
@@ -97,12 +102,18 @@ class Columns:
         rows = slice(start, stop) if self.index is None else self.index[start:stop]
         return self.w1[rows], self.w2[rows]
 
+    def left(self, start: int, stop: int) -> Array:
+        """Return the columns of W1, of some rows, as they are."""
+        return self.w1[start:stop] if self.index is None else self.w1[self.index[start:stop]]
+
     @np.errstate(over="ignore", invalid="ignore")
     def right(self, w1: Array, w2: Array, start: int, out: Float64) -> None:
         """Write the columns after those of W1, of some rows, in float64."""
         (d1, d2), second = self.sizes, _checks.to_numpy(w2)
         if d1 == d2:
-            np.subtract(_checks.to_numpy(w1), second, out=out[:, :d2], dtype=np.float64)
+            # the quicker of ways to convert both
+            out[:, :d2] = _checks.to_numpy(w1)
+            np.subtract(out[:, :d2], second, out=out[:, :d2], dtype=np.float64)
         else:
             np.negative(second, out=out[:, :d2], dtype=np.float64)
         if self.biases is not None:
@@ -141,25 +152,21 @@ class Columns:
                 raise _checks.advise_on_nonfinite(error, w)
         raise ValueError(f"{self.function}: sums over the labels overflow; scale the unembeddings down")
 
-    def digest(self, start: int, stop: int) -> bytes:
-        """Return the SHA-256 of the bytes of some rows of both unembeddings."""
-        made = hashlib.sha256()
-        for w in self.rows(start, stop):
-            made.update(_bytes(w))
-        return made.digest()
-
-    def fingerprint(self, digests: Sequence[bytes] | None = None) -> str:
-        """Return what tells these weights from others: a hash of shapes, dtypes, labels, biases and all rows used."""
-        if digests is None:
-            with ThreadPoolExecutor(_dispatch.threads_or_one()) as pool:
-                digests = list(pool.map(lambda piece: self.digest(*piece), pieces(0, self.count)))
+    def marked(self) -> Any:
+        """Return a SHA-256 of shapes, dtypes, labels and biases, which takes in marks of the rows next."""
         header = {name: [list(w.shape), _dtype(w)] for name, w in (("w1", self.w1), ("w2", self.w2))}
         made = hashlib.sha256(json.dumps(header).encode())
         for part in (self.index, *(self.biases or ())):
             made.update(b"none" if part is None else part.tobytes())
-        for digest in digests:
-            made.update(digest)
-        return made.hexdigest()
+        return made
+
+    def fingerprint(self) -> str:
+        """Return what tells these weights from others: a hash of shapes, dtypes, labels, biases and all rows used."""
+        made = self.marked()
+        with ThreadPoolExecutor(_dispatch.threads_or_one()) as pool:
+            for marks in pool.map(lambda piece: row_marks(*self.rows(*piece)), pieces(0, self.count, _PIECE_ROWS)):
+                made.update(marks)
+        return str(made.hexdigest())
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +182,7 @@ def factor(columns: Columns, backend: str, *, progress: bool) -> Factor:
     """Return a factor: M itself if labels are no more than columns, else by Cholesky where it is safe, or reflections.
 
     Cost: V D^2 flops, 3 V D^2 where Cholesky is not safe. Peak extra bytes: 8 (p^2 + q^2 + p q) of sums with p = d1 and
-    q = D - d1, and the larger of as many again and 8 D^2 of result; a block of 8 max(4096, D) q bytes.
+    q = D - d1, and the larger of as many again and 8 D^2 of result; a block of 8 max(8192, D) q bytes.
     """
     if columns.count <= columns.width:
         matrix = columns.dense(np.arange(columns.count))
@@ -185,33 +192,33 @@ def factor(columns: Columns, backend: str, *, progress: bool) -> Factor:
         matrix -= matrix.mean(axis=0)
         return Factor(without_zeros(matrix), "rows", columns.fingerprint())
     pivot = columns.pivot()
-    moments, digests = _moments(columns, pivot, backend, progress=progress)
+    moments, fingerprint = _moments(columns, pivot, backend, progress=progress)
     found, method = _cholesky(columns, moments), "gram"
     if found is None:
         found, method = _reflections(columns, pivot, progress=progress), "qr"
-    return Factor(without_zeros(found), method, columns.fingerprint(digests))
+    return Factor(without_zeros(found), method, fingerprint)
 
 
-def _moments(
-    columns: Columns, pivot: Float64, backend: str, *, progress: bool
-) -> tuple[list[MomentState], list[bytes]]:
-    """Return the moments of M about the pivot, in a list that lets go of them, and the digests of its rows."""
+def _moments(columns: Columns, pivot: Float64, backend: str, *, progress: bool) -> tuple[list[MomentState], str]:
+    """Return the moments of M about the pivot, in a list that lets go of them, and the fingerprint of its rows."""
     d1, _ = columns.sizes
     rows = max(_BLOCK_ROWS, columns.width // _PIECE_ROWS * _PIECE_ROWS)
     buffer = np.empty((min(rows, columns.count), columns.width - d1))
-    digests: list[bytes] = []
+    fingerprint = columns.marked()
     total: MomentState | None = None
     with ThreadPoolExecutor(_dispatch.threads_or_one()) as pool:
-        for start, stop in watched(list(pieces(0, columns.count, rows)), "labels", shown=progress):
+        for start, stop in watched(pieces(0, columns.count, rows), "labels", shown=progress):
 
             def prepare(piece: tuple[int, int], start: int = start) -> bytes:
                 first, last = piece
-                columns.right(*columns.rows(first, last), first, buffer[first - start : last - start])
-                return columns.digest(first, last)
+                w1, w2 = columns.rows(first, last)
+                columns.right(w1, w2, first, buffer[first - start : last - start])
+                return row_marks(w1, w2)
 
-            digests += pool.map(prepare, pieces(start, stop))
+            for marks in pool.map(prepare, pieces(start, stop, _PIECE_ROWS)):
+                fingerprint.update(marks)
             state = ops.moments(
-                columns.rows(start, stop)[0],
+                columns.left(start, stop),
                 buffer[: stop - start],
                 pivot_x=pivot[:d1],
                 pivot_y=pivot[d1:],
@@ -225,7 +232,7 @@ def _moments(
                     add_into(state.x, total.x), add_into(state.y, total.y), add_into(state.cross, total.cross)
                 )
             total = state
-    return [total] if total is not None else [], digests
+    return [total] if total is not None else [], str(fingerprint.hexdigest())
 
 
 def _cholesky(columns: Columns, moments: list[MomentState]) -> Float64 | None:
@@ -266,21 +273,18 @@ def _reflections(columns: Columns, pivot: Float64, *, progress: bool) -> Float64
 
     A column of ones comes first: what stays of the others below its row is their centred part.
     """
-    from scipy.linalg import lapack
-
     d1, width = columns.sizes[0], columns.width + 1
-    found = np.zeros((width, width), order="F")
+    found = no_rows(width)
     buffer = np.empty((_QR_ROWS, width), order="F")
-    panel = min(_QR_COLUMNS, width)
-    for start, stop in watched(list(pieces(0, columns.count, _QR_ROWS)), "labels, by reflections", shown=progress):
+    for start, stop in watched(pieces(0, columns.count, _QR_ROWS), "labels, by reflections", shown=progress):
         rows = stop - start
         buffer[:rows, 0], buffer[rows:] = 1.0, 0.0
         w1, w2 = columns.rows(start, stop)
         buffer[:rows, 1 : d1 + 1] = _checks.to_numpy(w1)
         columns.right(w1, w2, start, buffer[:rows, d1 + 1 :])
         buffer[:rows, 1:] -= pivot
-        found, buffer, _, failed = lapack.dtpqrt(0, panel, found, buffer, overwrite_a=1, overwrite_b=1)
-        if failed or not np.isfinite(np.diagonal(found)).all():
+        found = with_rows(found, buffer)
+        if not np.isfinite(np.diagonal(found)).all():
             columns.refuse_nonfinite(start, stop)
     return np.ascontiguousarray(np.triu(found[1:, 1:]))
 
@@ -291,7 +295,7 @@ def without_zeros(matrix: Float64) -> Float64:
     return matrix if kept.all() else np.ascontiguousarray(matrix[kept])
 
 
-def pieces(start: int, stop: int, rows: int = _PIECE_ROWS) -> list[tuple[int, int]]:
+def pieces(start: int, stop: int, rows: int) -> list[tuple[int, int]]:
     """Return the bounds of blocks of so many rows."""
     return list(pairwise([*range(start, stop, rows), stop]))
 
@@ -314,14 +318,47 @@ def unmasked(function: str, b1: Float64, b2: Float64, given: NDArray[np.int64] |
     return kept
 
 
+def row_marks(w1: Array, w2: Array) -> bytes:
+    """Return 64 bytes for each row, which tell it from any other: four sums over its words in each unembedding.
+
+    They are k1.w, k2.w, k3.v and k4.v modulo 2^64, for words w of 64 bits, their upper halves v, and keys k of random
+    words. Rows that differ have the same marks for one choice of keys in 2^66 at most: the lower halves of some w, or
+    else some v, differ by less than 2^32, so that one in 2^33 values of the word of either key hides it. The keys are
+    known, and so are no defence against rows made to deceive them; SHA-256 of all bytes takes 1.8 times as long
+    (Emerald Rapids).
+    """
+    marks = np.empty((len(w1), 2, 4), np.uint64)
+    for side, w in enumerate((w1, w2)):
+        words = _words(w)
+        first, second, third, fourth = _keys(words.shape[1])
+        for start, stop in pieces(0, len(words), max(1, _MARKED_BYTES // (8 * words.shape[1]))):
+            some = words[start:stop]
+            high = some >> _HALF
+            sums = some.dot(first), some.dot(second), high.dot(third), high.dot(fourth)
+            marks[start:stop, side] = np.stack(sums, axis=1)
+    return marks.tobytes()
+
+
+@lru_cache(maxsize=4)
+def _keys(count: int) -> NDArray[np.uint64]:
+    return np.random.PCG64(0).random_raw((4, count))
+
+
+def _words(w: Array) -> NDArray[np.uint64]:
+    """Return the bytes of each row as words, the last filled up with zeros."""
+    rows = _bytes(w)
+    missing = -rows.shape[1] % 8
+    return np.asarray(np.pad(rows, ((0, 0), (0, missing))) if missing else rows).view(np.uint64)
+
+
 def _dtype(w: Array) -> str:
     return str(w.dtype).removeprefix("torch.")
 
 
-def _bytes(w: Array) -> Any:
-    """Return the bytes of rows, in order, without a copy where they lie so."""
+def _bytes(w: Array) -> NDArray[np.uint8]:
+    """Return the bytes of each row, in order, without a copy where they lie so."""
     if _checks.is_torch(w):
         import torch
 
-        return w.contiguous().view(torch.uint8).numpy()
+        w = w.contiguous().view(torch.uint8).numpy()
     return np.ascontiguousarray(w).view(np.uint8)

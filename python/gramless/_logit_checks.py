@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ NO_TARGET = -1
 class Head:
     """One model, checked."""
 
-    h: Array  # (N, d), or the logits (N, V)
+    h: Array  # (N, d), or the logits (N, V); None where weights alone are known
     w: Array | None  # (V, d)
     b: NDArray[np.float64] | None  # (V,)
     softcap: float | None
@@ -66,9 +66,18 @@ def head(function: str, h: Any, w: Any, b: Any, softcap: Any, number: str = "") 
                 f"{function}: expected h{number} (N, d) and w{number} (V, d) with the same number of features, got "
                 f"h{number} {tuple(h.shape)} and w{number} {tuple(w.shape)}{swapped}"
             )
+    return _head(function, h, w, b, softcap, number)
+
+
+def weights(function: str, w: Any, b: Any, softcap: Any, number: str) -> Head:
+    """Return one model without its hidden states."""
+    return _head(function, None, _checks.rows(function, f"w{number}", w), b, softcap, number)
+
+
+def _head(function: str, h: Array, w: Array | None, b: Any, softcap: Any, number: str) -> Head:
     cap = None if softcap is None else _checks.above_zero(function, f"softcap{number}", softcap)
     made = Head(h, w, None, cap, number)
-    return made if b is None else Head(h, w, _bias(function, made, b), cap, number)
+    return made if b is None else replace(made, b=_bias(function, made, b))
 
 
 def _bias(function: str, of: Head, b: Any) -> NDArray[np.float64]:
@@ -87,8 +96,9 @@ def _bias(function: str, of: Head, b: Any) -> NDArray[np.float64]:
 
 
 def pair(function: str, first: Head, second: Head) -> None:
-    """Refuse two models that are not of the same rows and labels."""
-    _checks.same_rows(function, {f"h{first.number}": first.h, f"h{second.number}": second.h})
+    """Refuse two models that are not of the same labels, and of the same rows where hidden states are known."""
+    if first.h is not None and second.h is not None:
+        _checks.same_rows(function, {f"h{first.number}": first.h, f"h{second.number}": second.h})
     if first.labels != second.labels:
         larger, least = max((first, second), key=lambda of: of.labels), min(first.labels, second.labels)
         name = f"h{larger.number}[:, :{least}]" if larger.w is None else f"w{larger.number}[:{least}]"
@@ -100,18 +110,24 @@ def pair(function: str, first: Head, second: Head) -> None:
         )
 
 
-def choice(function: str, heads: Sequence[Head], labels: Any, mask: Any, targets: Any = None) -> Choice:
-    """Return the rows and labels that count of one or two models over the same labels."""
-    n, count = int(heads[0].h.shape[0]), heads[0].labels
-    chosen = None if labels is None else _labels(function, labels, count)
-    kept = np.ones(count, dtype=bool)
+def labels_of(function: str, heads: Sequence[Head], labels: Any) -> tuple[NDArray[np.int64] | None, NDArray[np.bool_]]:
+    """Return the labels that count, in order, None for all; and which of all labels (V,) they are."""
+    chosen = None if labels is None else _labels(function, labels, heads[0].labels)
+    kept = np.ones(heads[0].labels, dtype=bool)
     if chosen is not None:
         kept[:] = False
         kept[chosen] = True
     for of in heads:
         if not (kept & of.possible).any():
             raise ValueError(f"{function}: b{of.number} masks every label, expected one that is above -inf")
-    rows = None if mask is None else _mask(function, mask, n)
+    return chosen, kept
+
+
+def choice(function: str, heads: Sequence[Head], labels: Any, mask: Any, targets: Any = None) -> Choice:
+    """Return the rows and labels that count of one or two models over the same labels."""
+    chosen, kept = labels_of(function, heads, labels)
+    n = int(heads[0].h.shape[0])
+    rows = None if mask is None else row_mask(function, mask, n)
     if targets is None:
         return Choice(chosen, rows, None, None, n if rows is None else int(rows.sum()))
     kept &= np.logical_or.reduce([of.possible for of in heads])
@@ -147,7 +163,8 @@ def _labels(function: str, labels: Any, count: int) -> NDArray[np.int64]:
     return made
 
 
-def _mask(function: str, mask: Any, n: int) -> NDArray[np.bool_]:
+def row_mask(function: str, mask: Any, n: int) -> NDArray[np.bool_]:
+    """Return which of n rows count."""
     found = readable(mask)
     if found is None or found.dtype != np.bool_:
         kind = type(mask).__name__ if found is None else f"dtype {found.dtype}"

@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from . import _checks
+
 FORMAT = "gramless.similarity_matrix/1"
+SUFFIXES = (".json", ".npz")
 # a longer axis is printed by its ends
 _PRINTED = 16
 # values that differ by less are equal: the rounding of float32 products
@@ -181,7 +184,7 @@ class SimilarityMatrix:
         ValueError
             If the path ends in neither.
         """
-        if _suffix("save", path) == ".json":
+        if _checks.path_suffix("SimilarityMatrix.save", path, SUFFIXES) == ".json":
             Path(path).write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
             return
         header = np.array(json.dumps({k: v for k, v in self.to_dict().items() if k not in ("values", "stderr")}))
@@ -201,7 +204,7 @@ class SimilarityMatrix:
         OSError
             If it cannot be opened.
         """
-        suffix = _suffix("load", path)
+        suffix = _checks.path_suffix("SimilarityMatrix.load", path, SUFFIXES)
         with Path(path).open("rb") as file:
             try:
                 if suffix == ".json":
@@ -227,14 +230,6 @@ def _from_dict(found: Mapping[str, Any]) -> SimilarityMatrix:
         measure=str(found["measure"]),
         estimator=str(found["estimator"]),
     )
-
-
-def _suffix(method: str, path: str | os.PathLike[str]) -> str:
-    suffix = Path(path).suffix.lower()
-    if suffix not in (".json", ".npz"):
-        found = os.fspath(path)
-        raise ValueError(f"SimilarityMatrix.{method}: expected a path that ends in .json or .npz, got {found!r}")
-    return suffix
 
 
 def decimal(value: float, digits: int = 3) -> str:

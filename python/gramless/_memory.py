@@ -1,4 +1,4 @@
-"""How many bytes a process may still allocate."""
+"""How many bytes a process may still allocate, on the host or on a GPU."""
 
 from __future__ import annotations
 
@@ -11,8 +11,16 @@ _GROUP_FILES = {
 }
 
 
-def available_bytes() -> int | None:
-    """Return the least of what the machine and the control groups of this process have free; None if unknown."""
+def available_bytes(where: str = "") -> int | None:
+    """Return the least of what the machine and the control groups of this process have free; None if unknown.
+
+    Or, of a GPU by its name, what is free there and what torch holds of it without use.
+    """
+    if where:
+        import torch
+
+        reserved = torch.cuda.memory_reserved(where) - torch.cuda.memory_allocated(where)
+        return int(torch.cuda.mem_get_info(where)[0] + reserved)
     free = [number for number in (_machine(), *_groups()) if number is not None]
     return min(free) if free else None
 

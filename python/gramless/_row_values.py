@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,8 +38,8 @@ NAMES = (
 )
 # of these, the mean is that of squares
 SQUARED = ("logit_distance",)
-_NUMBERS = ("finite", "infinite", "invalid")
-_SUMS = ("mean", "square", "least", "most")
+# numbers and sums of a column, as one vector
+_NUMBERS = 7
 
 
 def names_of(*, divergences: bool) -> tuple[str, ...]:
@@ -47,60 +47,80 @@ def names_of(*, divergences: bool) -> tuple[str, ...]:
     return tuple(name for name in NAMES if divergences or name not in DIVERGENCES)
 
 
+class Mean(NamedTuple):
+    """Number of values, their mean, and the sum of squares about it."""
+
+    n: int = 0
+    value: float = 0.0
+    square: float = 0.0
+
+    @classmethod
+    def of(cls, values: Float64) -> Self:
+        """Return that of these values."""
+        if not len(values):
+            return cls()
+        mean = float(values.mean())
+        return cls(len(values), mean, float(np.square(values - mean).sum()))
+
+    @property
+    def stderr(self) -> float:
+        """Standard error, which two values or more have."""
+        return math.sqrt(self.square / (self.n - 1) / self.n) if self.n > 1 else math.nan
+
+    def merge(self, other: Mean) -> Mean:
+        """Return that of the values of both (Chan, Golub, LeVeque 1979)."""
+        if not (self.n and other.n):
+            return self if self.n else other
+        n, step = self.n + other.n, other.value - self.value
+        square = self.square + other.square + step * step * (self.n * other.n / n)
+        return Mean(n, self.value + step * (other.n / n), square)
+
+
 @dataclass(frozen=True)
 class Column:
     """One value of many rows.
 
-    Finite values have a mean, the sum of squares about it, and extremes; infinite ones and those that are NaN are
-    counted. Quantiles come from a sketch, or from the values where these are kept. Arrays are never changed in place.
+    Finite values have a mean and extremes; infinite ones and those that are NaN are counted. Quantiles come from a
+    sketch, or from the values where these are kept. Arrays are never changed in place.
     """
 
-    finite: int = 0
-    infinite: int = 0
-    invalid: int = 0
-    mean: float = 0.0
-    square: float = 0.0
-    least: float = 0.0
-    most: float = 0.0
-    sketch: _sketch.Counts = field(default_factory=lambda: np.zeros(_sketch.SIZE, np.int64))
+    finite: Mean
+    infinite: int
+    invalid: int
+    least: float
+    most: float
+    sketch: _sketch.Counts
 
     @property
     def n(self) -> int:
         """Number of values."""
-        return self.finite + self.infinite + self.invalid
+        return self.finite.n + self.infinite + self.invalid
 
     @classmethod
     def of(cls, values: Float64, *, squared: bool) -> Self:
         """Return the column of these values."""
-        finite = values[np.isfinite(values)]
-        valid = values[~np.isnan(values)]
-        numbers = (len(finite), len(valid) - len(finite), len(values) - len(valid))
-        if not len(finite):
-            return cls(*numbers, sketch=_sketch.tally(valid))
-        terms = np.square(finite) if squared else finite
-        mean = float(terms.mean())
-        square, extremes = float(np.square(terms - mean).sum()), (float(finite.min()), float(finite.max()))
-        return cls(*numbers, mean, square, *extremes, _sketch.tally(valid))
+        finite, valid = values[np.isfinite(values)], values[~np.isnan(values)]
+        least, most = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 0.0)
+        mean = Mean.of(np.square(finite) if squared else finite)
+        return cls(mean, len(valid) - len(finite), len(values) - len(valid), least, most, _sketch.tally(valid))
 
     def merge(self, other: Column) -> Column:
-        """Return the column of the values of both (means and squares: Chan, Golub, LeVeque 1979)."""
-        numbers = (self.finite + other.finite, self.infinite + other.infinite, self.invalid + other.invalid)
-        sketch = self.sketch + other.sketch
-        if not (self.finite and other.finite):
-            full = self if self.finite else other
-            return Column(*numbers, full.mean, full.square, full.least, full.most, sketch)
-        step = other.mean - self.mean
-        mean = self.mean + step * (other.finite / numbers[0])
-        square = self.square + other.square + step * step * (self.finite * other.finite / numbers[0])
-        return Column(*numbers, mean, square, min(self.least, other.least), max(self.most, other.most), sketch=sketch)
+        """Return the column of the values of both."""
+        filled = [column for column in (self, other) if column.finite.n] or [other]
+        return Column(
+            self.finite.merge(other.finite),
+            self.infinite + other.infinite,
+            self.invalid + other.invalid,
+            min(column.least for column in filled),
+            max(column.most for column in filled),
+            self.sketch + other.sketch,
+        )
 
     def average(self) -> tuple[float, float]:
         """Return the mean and its standard error, which only a finite mean of two values or more has."""
         if self.invalid or not self.n:
             return math.nan, math.nan
-        if self.infinite:
-            return math.inf, math.nan
-        return self.mean, math.sqrt(self.square / (self.n - 1) / self.n) if self.n > 1 else math.nan
+        return (math.inf, math.nan) if self.infinite else (self.finite.value, self.finite.stderr)
 
     def quantile(self, share: float) -> float:
         """Return a quantile, NaN if a value is NaN."""
@@ -110,13 +130,14 @@ class Column:
 
     def vector(self) -> Float64:
         """Return numbers and sums as one vector."""
-        return np.array([getattr(self, name) for name in _NUMBERS + _SUMS], dtype=np.float64)
+        n, mean, square = self.finite
+        return np.array([n, self.infinite, self.invalid, mean, square, self.least, self.most], dtype=np.float64)
 
     @classmethod
     def from_vector(cls, vector: Float64, sketch: _sketch.Counts) -> Self:
         """Return the column of such a vector."""
         finite, infinite, invalid, mean, square, least, most = vector.tolist()
-        return cls(int(finite), int(infinite), int(invalid), mean, square, least, most, sketch)
+        return cls(Mean(int(finite), mean, square), int(infinite), int(invalid), least, most, sketch)
 
 
 @dataclass(frozen=True)
@@ -200,43 +221,23 @@ class RowTable:
 
     @classmethod
     def from_dict(
-        cls, function: str, state: Mapping[str, Any], n: int, labels: int, names: tuple[str, ...], *, keep: bool
+        cls, function: str, state: Mapping[str, Any], n: int, labels: int, *, divergences: bool, keep: bool
     ) -> Self:
         """Return the table of such a dict, copied and checked."""
         columns, piece = {}, {}
-        for name in names:
-            vector = np.asarray(_checks.to_numpy(_checks.state_array(function, state, f"{name}.numbers", (7,))))
-            column = Column.from_vector(vector, _counts(function, state, f"{name}.sketch"))
-            if column.n > n or (column.n < n and name not in TARGETS) or (vector[[0, 1, 2, 4]] < 0).any():
+        for name in names_of(divergences=divergences):
+            found = _checks.state_array(function, state, f"{name}.numbers", (_NUMBERS,), infinite=True)
+            vector = np.asarray(_checks.to_numpy(found))
+            rows = vector[:3].sum()
+            if rows > n or (rows < n and name not in TARGETS) or (vector[[0, 1, 2, 4]] < 0).any():
                 raise ValueError(f"{function}: '{name}.numbers' are not those of {n} rows")
+            column = Column.from_vector(vector, _copied(function, state, f"{name}.sketch", np.int64, _sketch.SIZE))
             if column.n - column.invalid != column.sketch.sum() or column.least > column.most:
                 raise ValueError(f"{function}: '{name}.numbers' and '{name}.sketch' are of other rows")
             columns[name] = column
             if keep:
-                piece[name] = _values(function, state, f"{name}.rows", n)
+                piece[name] = _copied(function, state, f"{name}.rows", np.float64, n)
         return cls(n, labels, columns, (piece,) if keep else None)
-
-    @classmethod
-    def packed(cls, table: RowTable | None, names: tuple[str, ...], longest: int) -> Float64:
-        """Return a table as one vector, of the same length for all tables, which have at most so many rows to send."""
-        vector = np.zeros((len(names), len(_NUMBERS + _SUMS) + _sketch.SIZE + longest))
-        if table is not None:
-            for name, row in zip(names, vector, strict=True):
-                column, pieces = table.columns[name], table.pieces or ()
-                found = np.concatenate([column.vector(), column.sketch, *(piece[name] for piece in pieces)])
-                row[: len(found)] = found
-        return vector.ravel()
-
-    @classmethod
-    def unpacked(cls, vector: Float64, names: tuple[str, ...], n: int, labels: int, *, keep: bool) -> Self:
-        """Return the table of such a vector."""
-        first, last = len(_NUMBERS + _SUMS), len(_NUMBERS + _SUMS) + _sketch.SIZE
-        rows = dict(zip(names, vector.reshape(len(names), -1), strict=True))
-        columns = {
-            name: Column.from_vector(row[:first], row[first:last].astype(np.int64)) for name, row in rows.items()
-        }
-        pieces = ({name: row[last : last + n].copy() for name, row in rows.items()},) if keep else None
-        return cls(n, labels, columns, pieces)
 
 
 def check_state(function: str, state: LogitPairState) -> None:
@@ -261,17 +262,10 @@ def check_state(function: str, state: LogitPairState) -> None:
             raise ValueError(f"{function}: expected {name} of the state of shape {expected}, got {value.shape}")
 
 
-def _counts(function: str, state: Mapping[str, Any], key: str) -> _sketch.Counts:
-    value = state.get(key)
-    found = None if value is None else readable(value)
-    if found is None or found.dtype != np.int64 or found.shape != (_sketch.SIZE,) or (found < 0).any():
-        raise ValueError(f"{function}: expected {key!r} to be int64 counts of shape {(_sketch.SIZE,)}")
-    return found.copy()
-
-
-def _values(function: str, state: Mapping[str, Any], key: str, n: int) -> Float64:
-    value = state.get(key)
-    found = None if value is None else readable(value)
-    if found is None or found.dtype != np.float64 or found.shape != (n,):
-        raise ValueError(f"{function}: expected {key!r} to be float64 of shape {(n,)}")
+def _copied(function: str, state: Mapping[str, Any], key: str, kind: type, size: int) -> NDArray[Any]:
+    """Return a copy of float64 values, or of int64 counts, of a saved state."""
+    found, counts = readable(state.get(key)), kind is np.int64
+    if found is None or found.dtype != kind or found.shape != (size,) or (counts and (found < 0).any()):
+        expected = "int64 counts" if counts else "float64"
+        raise ValueError(f"{function}: expected {key!r} to be {expected} of shape {(size,)}")
     return found.copy()

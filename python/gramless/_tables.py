@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from . import _checks
 from ._checks import Array
+from ._device import Unread
 from ._states import (
     CrossMoments,
     Part,
@@ -22,6 +23,9 @@ from ._states import (
     self_from,
     self_shapes,
 )
+
+# as many rows as a kernel takes its pivot from
+PIVOT_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,8 @@ class MomentTable:
 
     selfs: Mapping[str, SelfMoments]
     crosses: Mapping[tuple[str, str], CrossMoments]
+    # of rows that came on a GPU
+    unread: Unread | None = None
 
     @property
     def n(self) -> int:
@@ -101,6 +107,16 @@ class MomentTable:
         """Pivot of each named array."""
         return {name: part.pivot for name, part in self.selfs.items()}
 
+    def pivots_for(self, rows: int) -> Mapping[str, Array]:
+        """Return the pivots for the next rows, none where the kernel shall choose.
+
+        A pivot of few rows is far from the mean, which costs digits in float32. So until enough rows have been seen it
+        follows them: the mean so far, or that of the new rows if these are more.
+        """
+        if self.n >= PIVOT_ROWS:
+            return self.pivots
+        return {} if rows > self.n else {name: p.pivot + p.sum / p.n for name, p in self.selfs.items()}
+
     @property
     def layout(self) -> Layout:
         """Names, numbers of features and pairs."""
@@ -116,16 +132,30 @@ class MomentTable:
         """Return the table with its arrays in the library and on the device of another."""
         one = next(iter(own.selfs.values()))
         selfs = {name: beside(part, one) for name, part in self.selfs.items()}
-        return MomentTable(selfs, {pair: beside(part, one) for pair, part in self.crosses.items()})
+        return MomentTable(selfs, {pair: beside(part, one) for pair, part in self.crosses.items()}, self.unread)
+
+    def settled(self, function: str) -> MomentTable:
+        """Return the table once no rows that came on a GPU are found to be at fault; this waits for it."""
+        if self.unread is not None:
+            self.unread.refuse_faults(function, self.n)
+        return self
+
+    def about_kept(self, own: MomentTable) -> MomentTable:
+        """Return the table with the very pivots of another that a kernel was given for it, if it has kept them."""
+        if own.unread is None or not own.unread.rounded or own.n < PIVOT_ROWS:
+            return self
+        selfs = {name: replace(part, pivot=own.selfs[name].pivot) for name, part in self.selfs.items()}
+        return replace(self, selfs=selfs)
 
     def translate(self, pivots: Mapping[str, Array]) -> MomentTable:
-        """Return the same rows about other pivots."""
-        selfs = {name: part.translate(pivots[name]) for name, part in self.selfs.items()}
+        """Return the same rows about other pivots, in the library and on the device of the present ones."""
+        selfs = {name: part.about(pivots[name]) for name, part in self.selfs.items()}
         crosses = {
             (a, b): part.translate(self.selfs[a], self.selfs[b], pivots[a], pivots[b])
             for (a, b), part in self.crosses.items()
         }
-        return MomentTable(selfs, crosses)
+        unread = None if self.unread is None else replace(self.unread, rounded=False)
+        return MomentTable(selfs, crosses, unread)
 
     def merge(self, other: MomentTable) -> MomentTable:
         """Return the rows of both, about the pivots and in the order of the first; names and widths must agree."""
@@ -136,7 +166,18 @@ class MomentTable:
             (a, b): part.merge(moved.crosses[a, b] if (a, b) in moved.crosses else moved.crosses[b, a].swapped())
             for (a, b), part in self.crosses.items()
         }
-        return MomentTable(selfs, crosses)
+        return MomentTable(selfs, crosses, self.unread_with(other))
+
+    def unread_with(self, other: MomentTable) -> Unread | None:
+        """Return what is not known yet of these rows and others after them."""
+        if self.unread is None or other.unread is None:
+            unread = self.unread
+            if other.unread is not None:
+                unread = Unread({name: row + self.n for name, row in other.unread.first_bad.items()}, rounded=False)
+            return unread
+        kept = all(part.pivot is other.selfs[name].pivot for name, part in self.selfs.items())
+        rounded = self.unread.rounded or (kept and other.unread.rounded)
+        return replace(self.unread.followed_by(other.unread, self.n), rounded=rounded)
 
     def to_dict(self, form: str) -> dict[str, Any]:
         """Return a flat dict of copies of all arrays, the layout as a text."""

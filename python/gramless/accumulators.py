@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from . import _checks, ops
 from ._checks import Array
+from ._device import is_asked_for
+from ._dispatch import PRECISIONS
+from ._processes import Agreement, agree, gather
 from ._states import FORMAT as PAIR_FORMAT
 from ._states import MomentState, saved, sealed
-from ._tables import Layout, MomentTable
+from ._tables import PIVOT_ROWS, Layout, MomentTable
 
 if TYPE_CHECKING:
     from typing import Self
 
-# as many rows as a kernel takes its pivot from
-PIVOT_ROWS = 64
+StateT = TypeVar("StateT")
+_MethodT = TypeVar("_MethodT", bound=Callable[..., Any])
+
 # what replaces the sums; all else reads them once, as they are between two of these calls
-_ONE_AT_A_TIME = ("update", "merge", "reset", "load_state_dict", "all_reduce")
+_ONE_AT_A_TIME = ("update", "add", "merge", "reset", "load_state_dict", "all_reduce")
 
 
-def _alone(method: Callable[..., Any]) -> Callable[..., Any]:
+def _alone(method: _MethodT) -> _MethodT:
     """Return a method that waits until no other thread is in such a method of the same object."""
 
     @functools.wraps(method)
@@ -38,103 +38,78 @@ def _alone(method: Callable[..., Any]) -> Callable[..., Any]:
         with vars(self).setdefault("_lock", threading.RLock()):
             return method(self, *arguments, **keywords)
 
-    return waiting
+    return cast("_MethodT", waiting)
 
 
-class Accumulator(ABC):
-    """What every accumulator promises.
+class Accumulator(ABC, Generic[StateT]):
+    """What all accumulators share: sums of the rows so far as one state, which merges, saves and goes to processes.
 
     A call that raises leaves the accumulator as it was. Neither rows nor the order or sizes of batches are kept.
-    Threads may share an accumulator: no rows are lost.
+    Threads may share an accumulator: no rows are lost. How it updates and finalizes is for each to say.
     """
+
+    # None without rows; never changed, only replaced
+    _state: StateT | None = None
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
-        for name in _ONE_AT_A_TIME:
-            if name in vars(cls):
-                setattr(cls, name, _alone(vars(cls)[name]))
+        for name in vars(cls).keys() & set(_ONE_AT_A_TIME):
+            setattr(cls, name, _alone(vars(cls)[name]))
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_lock"}
 
-    @abstractmethod
-    def update(self, x: Any, y: Any) -> Self:
-        """Add rows; no rows change nothing."""
-
-    @abstractmethod
-    def merge(self, other: Self) -> Self:
-        """Add all rows of another accumulator, which stays as it is. An empty one changes nothing."""
-
-    @abstractmethod
-    def finalize(self) -> Any:
-        """Return the result for all rows so far; more rows may follow."""
-
-    @abstractmethod
-    def reset(self) -> None:
-        """Forget all rows."""
-
-    @abstractmethod
-    def state_dict(self) -> dict[str, Any]:
-        """Return a flat dict of copied arrays, which saves without pickle."""
-
-    @abstractmethod
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Replace all rows by those of a dict made by `state_dict`, which is copied."""
-
-    @abstractmethod
-    def all_reduce(self, group: Any = None) -> Self:
-        """Replace the rows of each process by those of all, with torch.distributed. Call it once, on every process."""
-
-    @property
-    @abstractmethod
-    def nbytes(self) -> int:
-        """Bytes held by the sums."""
-
-
-class MomentAccumulator(Accumulator):
-    """An accumulator whose state is a table of moments. Tables are never changed, only replaced."""
-
-    def __init__(self, backend: str) -> None:
-        self._backend = backend
-        self._table: MomentTable | None = None
-
     @property
     def n(self) -> int:
         """Number of rows so far."""
-        table = self._table
-        return table.n if table else 0
+        state: Any = self._state
+        return 0 if state is None else state.n
 
     @property
     def nbytes(self) -> int:
-        """Bytes held by the sums; they do not grow with the rows."""
-        table = self._table
-        return table.nbytes if table else 0
+        """Bytes held by the sums, and by rows that are kept or wait for others; weights are not counted."""
+        state: Any = self._state
+        return 0 if state is None else state.nbytes
 
+    @_alone
     def reset(self) -> None:
         """Forget all rows."""
-        self._table = None
+        self._state = None
 
+    @_alone
     def merge(self, other: Self) -> Self:
         """Add all rows of another accumulator, which stays as it is. An empty one changes nothing.
 
         Raises
         ------
         TypeError
-            If other is of another kind.
+            If other is of another kind or mode.
         ValueError
-            If the arrays or their numbers of features differ.
+            If the arrays, their numbers of features or labels, the weights or the options differ.
         """
-        if not isinstance(other, type(self)):
-            kinds = f"expected another {type(self).__name__}, got {type(other).__name__}"
-            raise TypeError(f"{self._name('merge')}: {kinds}")
-        mine, theirs = self._table, other._table
-        if mine is not None and theirs is not None:
-            _checks.same_widths(self._name("merge"), mine.widths, theirs.widths)
-            self._table = mine.merge(theirs)
-        else:
-            self._table = mine or theirs
+        function = self._name("merge")
+        self._refuse_other(function, other)
+        theirs = other._state
+        if theirs is not None:
+            self._take(function, theirs)
         return self
 
+    @abstractmethod
+    def state_dict(self) -> dict[str, Array]:
+        """Return a flat dict of copied arrays, which saves without pickle."""
+
+    @_alone
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Replace all rows by those of a dict made by `state_dict`, which is copied.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the dict is not one of these, or one of another mode, other weights or options. The rows so far are kept.
+        """
+        self._state = self._loaded(self._name("load_state_dict"), state)
+
+    @_alone
     def all_reduce(self, group: Any = None) -> Self:
         """Replace the rows of each process by those of all, with torch.distributed.
 
@@ -145,34 +120,90 @@ class MomentAccumulator(Accumulator):
         RuntimeError
             If torch.distributed is not initialised, or this process is not in the group.
         ValueError
-            On every process alike, if the arrays or their numbers of features differ between processes.
-
-        Notes
-        -----
-        The pivots of the first process that has rows go to all; then one float64 sum of 8 bytes per moment.
+            If processes differ in what `merge` refuses: on all alike if those with rows do, else on those without.
         """
+        function, state = self._name("all_reduce"), self._state
+        agreed = agree(function, self.n, "" if state is None else self._layout(state), group)
+        if agreed is not None:
+            self._state = self._reduced(function, agreed, group)
+        return self
+
+    def _take(self, function: str, state: Any) -> None:
+        """Add the rows of a state, also none."""
+        before = self._state
+        if before is not None:
+            self._state = self._joined(function, before, state)
+        elif state.n:
+            self._state = state
+
+    def _refuse_other(self, function: str, other: Any) -> None:
+        """Refuse an accumulator of another kind, or of other weights or options."""
+        if not isinstance(other, type(self)):
+            raise TypeError(f"{function}: expected another {type(self).__name__}, got {type(other).__name__}")
+
+    @abstractmethod
+    def _joined(self, function: str, mine: StateT, theirs: StateT) -> StateT:
+        """Return the rows of two states, neither of them changed."""
+
+    @abstractmethod
+    def _loaded(self, function: str, state: Mapping[str, Any]) -> StateT | None:
+        """Return the state of a dict, copied and checked."""
+
+    @abstractmethod
+    def _layout(self, state: StateT) -> str:
+        """Return what processes with rows have to agree on, as a text."""
+
+    def _reduced(self, function: str, agreed: Agreement, group: Any) -> StateT:
+        """Return the rows of all processes of a group, some of which have none: by default, what each would save."""
+        found = [self._loaded(function, state) for state in gather(self.state_dict(), group) if int(state["n"])]
+        return functools.reduce(functools.partial(self._joined, function), filter(None, found))
+
+    def _name(self, method: str) -> str:
+        return f"{type(self).__name__}.{method}"
+
+    def _filled(self, function: str) -> StateT:
+        state = self._state
+        if state is None:
+            raise ValueError(f"{function}: no rows yet, update first")
+        return state
+
+
+class MomentAccumulator(Accumulator[MomentTable]):
+    """An accumulator whose state is a table of moments."""
+
+    def __init__(self, precision: str, backend: str) -> None:
+        self._precision = precision
+        self._backend = backend
+
+    def _filled(self, function: str) -> MomentTable:
+        return super()._filled(function).settled(function)
+
+    def _joined(self, function: str, mine: MomentTable, theirs: MomentTable) -> MomentTable:
+        _checks.same_widths(function, mine.widths, theirs.widths)
+        return mine.merge(theirs)
+
+    def _layout(self, state: MomentTable) -> str:
+        return state.layout.encode()
+
+    def _reduced(self, function: str, agreed: Agreement, group: Any) -> MomentTable:
+        """Send the pivots of the first process that has rows to all, then add the sums about these."""
         import torch
         import torch.distributed as dist
 
-        function = self._name("all_reduce")
-        table = self._table
-        agreed = agree(function, self.n, table.layout.encode() if table else "", group)
-        if agreed is None:
-            return self
-        layout = Layout.decode(function, agreed.text)
+        # rows at fault are found by all processes in the sums
+        table, layout = self._state, Layout.decode(function, agreed.text)
         pivots = list(table.pivots.values()) if table else []
         home = pivots[0].device if pivots and _checks.is_torch(pivots[0]) else None
-        device, source = agreed.device, agreed.source
+        device = agreed.device
 
         def bring_home(tensor: Any) -> Array:
             return tensor.cpu().numpy() if home is None else tensor.to(home)
 
         pivot = torch.zeros(sum(layout.widths.values()), dtype=torch.float64, device=device)
-        if dist.get_rank() == source:
+        if dist.get_rank() == agreed.source:
             pivot = torch.cat([torch.as_tensor(p, device=device) for p in pivots])
-        dist.broadcast(pivot, source, group=group)
+        dist.broadcast(pivot, agreed.source, group=group)
         shared = layout.split_pivots(bring_home(pivot))
-
         if table:
             sums = table.translate(shared).flat(copy=False)
             packed = torch.cat([torch.as_tensor(sums[key], device=device).reshape(-1) for key in layout.slots()])
@@ -181,30 +212,7 @@ class MomentAccumulator(Accumulator):
         dist.all_reduce(packed, group=group)
         flat = layout.split_sums(bring_home(packed))
         flat |= {f"self.{i}.pivot": value for i, value in enumerate(shared.values())}
-        self._table = MomentTable.from_flat(function, layout, agreed.n, flat)
-        return self
-
-    def _name(self, method: str) -> str:
-        return f"{type(self).__name__}.{method}"
-
-    def _pivots_for(self, rows: int) -> dict[str, Array]:
-        """Return the pivots for the next rows, none where the kernel shall choose.
-
-        A pivot of few rows is far from the mean, which costs digits in float32. So until enough rows have been seen it
-        follows them: the mean so far, or that of the new rows if these are more.
-        """
-        table = self._table
-        if table is None or rows > table.n < PIVOT_ROWS:
-            return {}
-        return (
-            table.pivots if table.n >= PIVOT_ROWS else {name: p.pivot + p.sum / p.n for name, p in table.selfs.items()}
-        )
-
-    def _filled(self, method: str) -> MomentTable:
-        table = self._table
-        if table is None:
-            raise ValueError(f"{self._name(method)}: no rows yet, update first")
-        return table
+        return MomentTable.from_flat(function, layout, agreed.n, flat)
 
 
 class Moments(MomentAccumulator):
@@ -212,12 +220,18 @@ class Moments(MomentAccumulator):
 
     Parameters
     ----------
-    backend : {"auto", "reference", "cpu"}
-        As in `gramless.moments`.
+    precision : {"fast", "high", "exact"}
+        As in `gramless.moments`, like backend.
+    backend : {"auto", "reference", "cpu", "cuda"}
+        A named backend never falls back to another.
 
     Notes
     -----
     It holds 8 (p^2 + q^2 + p q) bytes whatever the number of rows, and twice that while an update is under way.
+
+    Sums of tensors on a GPU stay there, and `update` does not wait for it: rows that are not finite are told by what
+    reads the sums, `finalize` or `state_dict`, and `reset` takes them away.
+    `all_reduce` sends the pivots of the first process that has rows to all; then one float64 sum of 8 bytes per moment.
 
     Examples
     --------
@@ -236,11 +250,12 @@ class Moments(MomentAccumulator):
     True
     """
 
-    def __init__(self, *, backend: str = "auto") -> None:
-        super().__init__(backend)
+    def __init__(self, *, precision: str = "high", backend: str = "auto") -> None:
+        _checks.choice("Moments", "precision", precision, PRECISIONS)
+        super().__init__(precision, backend)
 
     def __repr__(self) -> str:
-        table = self._table
+        table = self._state
         return f"Moments(n={table.n}, p={table.widths['x']}, q={table.widths['y']})" if table else "Moments(n=0)"
 
     def update(self, x: Array, y: Array) -> Self:
@@ -257,20 +272,30 @@ class Moments(MomentAccumulator):
             As `gramless.moments`, and ValueError if p or q has changed. The rows so far are kept.
         """
         function = self._name("update")
-        arrays = {name: _checks.rows(function, name, a, allow_empty=True) for name, a in (("x", x), ("y", y))}
+        given = (("x", x), ("y", y))
+        arrays = {name: _checks.rows(function, name, a, allow_empty=True, on_gpu=True) for name, a in given}
         n = _checks.same_rows(function, arrays)
-        before = self._table
+        before = self._state
         if before is not None:
             _checks.same_widths(function, before.widths, {name: int(a.shape[1]) for name, a in arrays.items()})
         if n == 0:
             return self
-        pivots = {f"pivot_{name}": pivot for name, pivot in self._pivots_for(n).items()}
-        batch = _pair_table(ops.moments(arrays["x"], arrays["y"], **pivots, backend=self._backend))
+        batch = self._batch(arrays, before.pivots_for(n) if before else {})
         if before is not None:
-            batch = batch.beside(before)
+            batch = batch.about_kept(before).beside(before)
             batch = (before if before.n >= PIVOT_ROWS else before.translate(batch.pivots)).merge(batch)
-        self._table = batch
+        self._state = batch
         return self
+
+    def _batch(self, arrays: Mapping[str, Array], pivots: Mapping[str, Array]) -> MomentTable:
+        """Return the moments of checked rows."""
+        if is_asked_for(arrays, self._backend):
+            state, unread = ops.unread_moments(arrays, pivots, self._precision, self._backend)
+            return replace(_pair_table(state), unread=unread)
+        pivot_x, pivot_y = (pivots.get(name) for name in arrays)
+        x, y = arrays["x"], arrays["y"]
+        found: Any = ops.moments(x, y, pivot_x=pivot_x, pivot_y=pivot_y, backend=self._backend)
+        return _pair_table(found)
 
     def finalize(self) -> MomentState:
         """Return the state of all rows so far, in arrays that are read-only; more rows may follow.
@@ -278,9 +303,9 @@ class Moments(MomentAccumulator):
         Raises
         ------
         ValueError
-            If there are no rows yet.
+            If there are no rows yet, or rows that came on a GPU are not finite.
         """
-        table = self._filled("finalize")
+        table = self._filled(self._name("finalize"))
         return MomentState(sealed(table.selfs["x"]), sealed(table.selfs["y"]), sealed(table.crosses["x", "y"]))
 
     def state_dict(self) -> dict[str, Array]:
@@ -298,96 +323,15 @@ class Moments(MomentAccumulator):
         >>> restored
         Moments(n=5, p=5, q=3)
         """
-        table = self._table
-        if table is None:
+        if self._state is None:
             return saved({}, format=PAIR_FORMAT, n=0)
+        table = self._filled(self._name("state_dict"))
         return MomentState(table.selfs["x"], table.selfs["y"], table.crosses["x", "y"]).to_dict()
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Replace all rows by those of a dict made by `state_dict`, which is copied.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If the dict is not one of these. The rows so far are kept.
-        """
-        function = self._name("load_state_dict")
-        if _checks.state_header(function, state, PAIR_FORMAT) == 0:
-            self._table = None
-        else:
-            self._table = _pair_table(MomentState.from_dict(state))
+    def _loaded(self, function: str, state: Mapping[str, Any]) -> MomentTable | None:
+        empty = _checks.state_header(function, state, PAIR_FORMAT) == 0
+        return None if empty else _pair_table(MomentState.from_dict(state))
 
 
 def _pair_table(state: MomentState) -> MomentTable:
     return MomentTable({"x": state.x, "y": state.y}, {("x", "y"): state.cross})
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """What the processes of a group hold together."""
-
-    n: int
-    text: str  # layout of the sums
-    source: int  # the first process that has rows
-    device: Any  # where tensors are exchanged
-
-
-def agree(function: str, n: int, text: str, group: Any) -> Agreement | None:
-    """Return the layout that all processes with rows share, and all their rows; None if there are no rows.
-
-    Raises
-    ------
-    RuntimeError
-        If torch.distributed is not initialised, or this process is not in the group.
-    ValueError
-        On every process alike, if the texts differ between processes.
-    """
-    import torch
-    import torch.distributed as dist
-
-    if not (dist.is_available() and dist.is_initialized()):
-        raise RuntimeError(f"{function}: torch.distributed is not initialised")
-    rank = dist.get_rank(group)
-    if rank < 0:
-        raise RuntimeError(f"{function}: this process is not in the group")
-    device, mine = _device(group), text.encode()
-    digest = int.from_bytes(hashlib.sha256(mine).digest()[:7], "big")
-    header = torch.tensor([n, len(mine), digest], dtype=torch.int64, device=device)
-    gathered = [torch.empty_like(header) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(gathered, header, group=group)
-    headers = torch.stack(gathered).tolist()
-    filled = [r for r, (rows, _, _) in enumerate(headers) if rows]
-    if not filled:
-        return None
-    first = filled[0]
-    differing = [r for r in filled if headers[r][1:] != headers[first][1:]]
-    if differing:
-        raise ValueError(
-            f"{function}: processes {differing} hold other arrays, order or numbers of features than {first}"
-        )
-    source = first if group is None else dist.get_global_rank(group, first)
-    letters = torch.zeros(headers[first][1], dtype=torch.uint8, device=device)
-    if rank == first:
-        letters = torch.tensor(list(mine), dtype=torch.uint8, device=device)
-    dist.broadcast(letters, source, group=group)
-    return Agreement(sum(rows for rows, _, _ in headers), bytes(letters.tolist()).decode(), source, device)
-
-
-def gather(vector: NDArray[np.float64], group: Any) -> list[NDArray[np.float64]]:
-    """Return the vectors of all processes of a group, in their order."""
-    import torch
-    import torch.distributed as dist
-
-    mine = torch.as_tensor(vector, device=_device(group))
-    found = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(found, mine, group=group)
-    return [tensor.cpu().numpy() for tensor in found]
-
-
-def _device(group: Any) -> Any:
-    """Return where the backend of a process group wants its tensors."""
-    import torch
-    import torch.distributed as dist
-
-    on_gpu = dist.get_backend(group) == "nccl"
-    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _checks, _dispatch
+from . import _checks, _device, _dispatch
 from ._checks import Array
 
 RULES = ("median", "kornblith")
@@ -62,7 +62,7 @@ def bandwidth(
     Parameters
     ----------
     x : array of shape (n, p), float16, bfloat16, float32 or float64
-        NumPy, torch on the CPU, or anything with DLPack.
+        NumPy, torch on the CPU or a GPU, or anything with DLPack.
     rule : {"median", "kornblith"} or number
         "median" is the median of the distances over i < j. "kornblith" is the root of the median of all n^2 squared
         distances, those on the diagonal included, as in the notebook of Kornblith et al. (2019): its `threshold` is
@@ -71,7 +71,7 @@ def bandwidth(
         What the bandwidth is multiplied by.
     seed : int
         Of the sample, if n is above 4096.
-    backend : {"auto", "reference", "cpu"}
+    backend : {"auto", "reference", "cpu", "cuda"}
         A named backend never falls back to another.
 
     Returns
@@ -87,7 +87,7 @@ def bandwidth(
         If the rule is unknown, a number is not above 0 and finite, the seed is no whole number, or x has one row,
         non-finite values, or rows that are equal in most pairs.
     RuntimeError
-        If x is not in host memory, or the named backend is missing.
+        If the named backend does not read where x lies, or is missing.
 
     Notes
     -----
@@ -107,7 +107,7 @@ def bandwidth(
     function = "bandwidth"
     check(function, "rule", rule, scale)
     seed = _checks.seed(function, seed)
-    return chosen(function, "x", _checks.rows(function, "x", x), rule, scale, seed, backend)
+    return chosen(function, "x", _checks.rows(function, "x", x, on_gpu=True), rule, scale, seed, backend)
 
 
 def check(function: str, name: str, rule: Any, scale: Any, scale_name: str = "scale") -> None:
@@ -154,6 +154,9 @@ def chosen(
 
 def _distances(function: str, name: str, rows: Array, backend: str, *, exact: bool) -> NDArray[Any]:
     """Return the distances over i < j, flat."""
+    if backend == "cuda" or _checks.gpu_of(rows):
+        _dispatch.resolve("gram_sums", backend, arrays={name: rows}, precision="exact")
+        return _on_gpu(function, name, rows, exact=exact)
     kernel = _dispatch.resolve_gram_values(backend)
     array = _checks.to_numpy(rows) if kernel.backend == "reference" else rows
     try:
@@ -166,6 +169,20 @@ def _distances(function: str, name: str, rows: Array, backend: str, *, exact: bo
         # rows of a sample have other numbers
         text = text if exact else re.sub(r" in rows \d+\.\.\d+", "", text)
         raise _checks.advise_on_nonfinite(ValueError(text), rows) from None
+    if not np.isfinite(values).all():
+        raise _overflow(function, name)
+    return values
+
+
+def _on_gpu(function: str, name: str, rows: Array, *, exact: bool) -> NDArray[Any]:
+    """Return the same of rows on a GPU; this waits for it."""
+    values, first_bad = _device.distances(_device.tensor(rows))
+    n = int(rows.shape[0])
+    if first_bad < n:
+        error = _device.nonfinite(function, name, first_bad, n)
+        # rows of a sample have other numbers
+        text = str(error) if exact else re.sub(r" in rows \d+\.\.\d+", "", str(error))
+        raise _checks.advise_on_nonfinite(ValueError(text), rows)
     if not np.isfinite(values).all():
         raise _overflow(function, name)
     return values

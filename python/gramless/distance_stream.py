@@ -5,23 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from . import _checks
 from ._checks import Array
+from ._row_values import Mean
 from ._states import saved
-from .accumulators import Accumulator, agree, gather
+from .accumulators import Accumulator
 from .unembedding import UnembeddingPair
 
 if TYPE_CHECKING:
     from typing import Self
 
 FORMAT = "gramless.logit_distance/1"
-
-Float64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,7 @@ class LogitDistanceResult:
         return self.value
 
 
-class LogitDistance(Accumulator):
+class LogitDistance(Accumulator[Mean]):
     """Logit distance of a stream of batches of hidden states.
 
     Parameters
@@ -89,15 +85,9 @@ class LogitDistance(Accumulator):
         if not isinstance(pair, UnembeddingPair):
             raise TypeError(f"LogitDistance: expected an UnembeddingPair, got {type(pair).__name__}")
         self._pair = pair
-        self._sums = _Sums()
 
     def __repr__(self) -> str:
         return f"LogitDistance(n={self.n}, {self._pair!r})"
-
-    @property
-    def n(self) -> int:
-        """Number of rows so far."""
-        return self._sums.n
 
     @property
     def nbytes(self) -> int:
@@ -119,23 +109,8 @@ class LogitDistance(Accumulator):
         TypeError, ValueError, RuntimeError
             As `UnembeddingPair.rows`. The rows so far are kept.
         """
-        self._sums = self._sums.merge(_Sums.of(self._pair._squares("LogitDistance.update", h1, h2, mask)))
-        return self
-
-    def merge(self, other: Self) -> Self:
-        """Add all rows of another accumulator, which stays as it is. An empty one changes nothing.
-
-        Raises
-        ------
-        TypeError
-            If other is of another kind.
-        ValueError
-            If its pair is of other weights.
-        """
-        if not isinstance(other, LogitDistance):
-            raise TypeError(f"LogitDistance.merge: expected another LogitDistance, got {type(other).__name__}")
-        self._same_weights("merge", other._pair.fingerprint)
-        self._sums = self._sums.merge(other._sums)
+        function = self._name("update")
+        self._take(function, Mean.of(self._pair._squares(function, h1, h2, mask)))
         return self
 
     def finalize(self) -> LogitDistanceResult:
@@ -146,83 +121,35 @@ class LogitDistance(Accumulator):
         ValueError
             If there are no rows yet.
         """
-        n, mean, square = self._sums
-        if n == 0:
-            raise ValueError("LogitDistance.finalize: no rows yet, update first")
-        value = math.sqrt(mean)
-        error = math.sqrt(square / (n - 1) / n) if n > 1 else math.nan
-        return LogitDistanceResult(value, error / (2 * value) if value else 0.0, mean, n)
-
-    def reset(self) -> None:
-        """Forget all rows."""
-        self._sums = _Sums()
+        found = self._filled(self._name("finalize"))
+        value = math.sqrt(found.value)
+        return LogitDistanceResult(value, found.stderr / (2 * value) if value else 0.0, found.value, found.n)
 
     def state_dict(self) -> dict[str, Array]:
         """Return a flat dict of arrays, which saves without pickle; the pair saves by itself."""
-        n, mean, square = self._sums
+        n, mean, square = self._state or Mean()
         return saved({}, format=FORMAT, n=n, mean=mean, square=square, fingerprint=self._pair.fingerprint)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Replace all rows by those of a dict made by `state_dict`, which is copied.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If the dict is not one of these, or one of other weights. The rows so far are kept.
-        """
-        function = "LogitDistance.load_state_dict"
+    def _loaded(self, function: str, state: Mapping[str, Any]) -> Mean | None:
         n = _checks.state_header(function, state, FORMAT)
-        mean, square = (float(_checks.state_array(function, state, key, ())) for key in ("mean", "square"))
+        sums = (_checks.state_array(function, state, key, (), infinite=True) for key in ("mean", "square"))
+        mean, square = map(float, sums)
         if mean < 0 or square < 0 or (n == 0 and (mean or square)):
             raise ValueError(f"{function}: no {n} rows have mean square {mean} and sum of squares {square}")
-        self._same_weights("load_state_dict", _checks.state_text(function, state, "fingerprint"))
+        self._same_weights(function, _checks.state_text(function, state, "fingerprint"))
         _checks.no_other_keys(function, state, {"format", "n", "mean", "square", "fingerprint"})
-        self._sums = _Sums(n, mean, square)
+        return Mean(n, mean, square) if n else None
 
-    def all_reduce(self, group: Any = None) -> Self:
-        """Replace the rows of each process by those of all, with torch.distributed.
+    def _refuse_other(self, function: str, other: Any) -> None:
+        super()._refuse_other(function, other)
+        self._same_weights(function, other._pair.fingerprint)
 
-        Every process of the group calls it, once; calling it twice counts rows twice. Processes without rows take part.
+    def _joined(self, function: str, mine: Mean, theirs: Mean) -> Mean:
+        return mine.merge(theirs)
 
-        Raises
-        ------
-        RuntimeError
-            If torch.distributed is not initialised, or this process is not in the group.
-        ValueError
-            On every process alike, if the weights differ between processes.
-        """
-        function = "LogitDistance.all_reduce"
-        if agree(function, self.n, self._pair.fingerprint, group) is None:
-            return self
-        total = _Sums()
-        for n, mean, square in gather(np.array(self._sums, dtype=np.float64), group):
-            total = total.merge(_Sums(int(n), float(mean), float(square)))
-        self._sums = total
-        return self
+    def _layout(self, state: Mean) -> str:
+        return self._pair.fingerprint
 
-    def _same_weights(self, method: str, fingerprint: str) -> None:
+    def _same_weights(self, function: str, fingerprint: str) -> None:
         if fingerprint != self._pair.fingerprint:
-            raise ValueError(f"LogitDistance.{method}: these rows belong to other unembeddings")
-
-
-class _Sums(NamedTuple):
-    """Number of values, their mean, and the sum of squares about it."""
-
-    n: int = 0
-    mean: float = 0.0
-    square: float = 0.0
-
-    @classmethod
-    def of(cls, values: Float64) -> Self:
-        if not len(values):
-            return cls()
-        mean = float(values.mean())
-        return cls(len(values), mean, float(np.square(values - mean).sum()))
-
-    def merge(self, other: _Sums) -> _Sums:
-        """Return the sums of both (Chan, Golub, LeVeque 1979)."""
-        if not self.n or not other.n:
-            return self if self.n else other
-        n, step = self.n + other.n, other.mean - self.mean
-        mean = self.mean + step * (other.n / n)
-        return _Sums(n, mean, self.square + other.square + step * step * (self.n * other.n / n))
+            raise ValueError(f"{function}: these rows belong to other unembeddings")

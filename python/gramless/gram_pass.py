@@ -46,7 +46,7 @@ class GramSums:
     Parameters
     ----------
     x : array of shape (n, p), float16, bfloat16, float32 or float64
-        NumPy, also memory-mapped, torch on the CPU, or anything with DLPack. Never copied, never changed.
+        NumPy, also memory-mapped, torch on the CPU or a GPU, or anything with DLPack. Never copied, never changed.
     y : array of shape (n, q), optional
         The other representation of the same rows.
     kernel : {"linear", "rbf", "laplacian", "polynomial", "cosine", "distance"}
@@ -59,7 +59,9 @@ class GramSums:
         Degree of the polynomial kernel.
     coef0 : float
         Constant of the polynomial kernel.
-    backend : {"auto", "reference", "cpu"}
+    precision : {"fast", "high", "exact"}
+        As in `gramless.gram_sums`.
+    backend : {"auto", "reference", "cpu", "cuda"}
         A named backend never falls back to another.
     progress : bool
         Show a progress bar over the strips.
@@ -110,6 +112,7 @@ class GramSums:
         bandwidth_scale: float = 1.0,
         degree: int = 3,
         coef0: float = 1.0,
+        precision: str = "high",
         backend: str = "auto",
         progress: bool = False,
         checkpoint: str | os.PathLike[str] | None = None,
@@ -125,11 +128,14 @@ class GramSums:
         for rule in rules:
             bandwidths.check(function, "bandwidth", rule, bandwidth_scale, "bandwidth_scale")
         _dispatch.check_backend(function, backend, "gram_sums")
-        self._arrays = {name: _checks.rows(function, name, a) for name, a in (("x", x), ("y", y)) if a is not None}
+        _checks.choice(function, "precision", precision, _dispatch.PRECISIONS)
+        given = {name: a for name, a in (("x", x), ("y", y)) if a is not None}
+        self._arrays = {name: _checks.rows(function, name, a, on_gpu=True) for name, a in given.items()}
         self._n = _checks.same_rows(function, self._arrays)
-        self._backend = _dispatch.resolve("gram_sums", backend).backend
+        self._precision = precision
+        self._backend = _dispatch.resolve("gram_sums", backend, arrays=self._arrays, precision=precision).backend
         p, q = (*(int(a.shape[1]) for a in self._arrays.values()), 0)[:2]
-        self._block = _dispatch.gram_block_rows(self._backend, p, q)
+        self._block = _dispatch.gram_block_rows(self._backend, p, q, precision)
         self._progress = progress
         self._path = None if checkpoint is None else _file(function, checkpoint)
         found = {
@@ -182,8 +188,14 @@ class GramSums:
             return self
         others = np.arange(strip, self.strips)
         pairs = np.stack([np.full_like(others, strip), others], axis=1)
-        arrays = self._arrays.values()
-        part = ops.gram_sums(*arrays, **self._kernel, block_rows=self._block, pairs=pairs, backend=self._backend)
+        part = ops.gram_sums(
+            *self._arrays.values(),
+            **self._kernel,
+            block_rows=self._block,
+            pairs=pairs,
+            precision=self._precision,
+            backend=self._backend,
+        )
         self._done = (strip + 1, part if before is None else before.merge(part))
         if self._path and (strip + 1 == self.strips or time.monotonic() - self._saved >= SAVE_SECONDS):
             self._save(self._path)
@@ -229,6 +241,8 @@ class GramSums:
             key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in self._kernel.items()
         }
         code = {"version": __version__, "backend": self._backend, "block_rows": self._block}
+        if self._backend == "cuda":
+            code["precision"] = self._precision
         if self._backend == "cpu":
             code["instruction set"] = _dispatch.core_or_raise(type(self).__name__).isa_level()
         data = {name: _fingerprint(a) for name, a in self._arrays.items()}
@@ -317,5 +331,6 @@ def _fingerprint(x: Array) -> dict[str, Any]:
     digest = hashlib.sha256()
     step = max(1, _HASHED_BYTES // (8 * p))
     for first in range(0, n, step):
-        digest.update(_checks.to_numpy(x[first : first + step]).tobytes())
+        part = x[first : first + step]
+        digest.update(_checks.to_numpy(part.cpu() if _checks.gpu_of(x) else part).tobytes())
     return {"shape": [n, p], "dtype": str(x.dtype).removeprefix("torch."), "values": digest.hexdigest()}

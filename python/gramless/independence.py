@@ -201,7 +201,7 @@ def checked_null(function: str, null: Any, n_permutations: Any, seed: Any) -> in
 
 def checked_rows(request: KernelPass, x: Any, y: Any) -> tuple[Array, Array]:
     """Return both arrays, checked, if they have as many rows as the closed forms need."""
-    x, y = request.arrays(x, y)
+    x, y = request.arrays(x, y, on_gpu=False)
     n = int(x.shape[0])
     if n < _checks.LEAST_ROWS:
         raise ValueError(f"{request.function}: expected at least {_checks.LEAST_ROWS} rows, got n = {n}")

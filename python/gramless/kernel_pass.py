@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,11 +25,13 @@ class KernelPass:
     degree: int
     coef0: float
     backend: str
+    precision: str = "high"
 
     def __post_init__(self) -> None:
         _checks.choice(self.function, "estimator", self.estimator, _checks.ESTIMATORS)
         _checks.gram_kernel(self.function, self.kernel, self.estimator, self.bandwidth, self.degree, self.coef0)
         bandwidths.check(self.function, "bandwidth", self._rule, self.bandwidth_scale, "bandwidth_scale")
+        _checks.choice(self.function, "precision", self.precision, _dispatch.PRECISIONS)
         _dispatch.check_backend(self.function, self.backend)
 
     @property
@@ -48,8 +51,12 @@ class KernelPass:
             return "moments"
         return _dispatch.linear_stem(*(int(length) for length in (*x.shape, y.shape[1])))
 
-    def arrays(self, x: Any, y: Any) -> tuple[Array, Array]:
-        """Return both arrays, checked."""
+    def arrays(self, x: Any, y: Any, *, on_gpu: bool = True) -> tuple[Array, Array]:
+        """Return both arrays, checked; on the host, unless a GPU will do as well."""
+        if self.backend == "cuda" and not on_gpu:
+            raise RuntimeError(
+                f"{self.function}: this way of it reads host memory, and backend='cuda' has no kernel for it"
+            )
         if hasattr(type(x), "finalize"):
             raise TypeError(
                 f"{self.function}: expected two arrays or a MomentState or GramState, got the accumulator "
@@ -61,9 +68,15 @@ class KernelPass:
             raise TypeError(
                 f"{self.function}: expected two arrays or a MomentState or GramState, got {type(x).__name__} alone"
             )
-        checked = {name: _checks.rows(self.function, name, a) for name, a in (("x", x), ("y", y))}
+        checked = {name: _checks.rows(self.function, name, a, on_gpu=on_gpu) for name, a in (("x", x), ("y", y))}
+        _checks.same_device(self.function, checked)
         _checks.enough_rows(self.function, self.estimator, _checks.same_rows(self.function, checked))
         return checked["x"], checked["y"]
+
+    def resolve(self, stem: str, arrays: Sequence[Array]) -> _dispatch.Choice:
+        """Choose the kernel for both arrays, checked."""
+        named = dict(zip("xy", arrays, strict=True))
+        return _dispatch.resolve(stem, self.backend, arrays=named, precision=self.precision)
 
     def state(self, x: Any, y: Any) -> MomentState | GramState:
         """Return the state of the pass over two arrays, or the state that x is."""
@@ -72,7 +85,7 @@ class KernelPass:
             return x
         x, y = self.arrays(x, y)
         if self.stem(x, y) == "moments":
-            moments: MomentState = ops.moments(x, y, backend=self.backend)
+            moments: MomentState = ops.moments(x, y, precision=self.precision, backend=self.backend)
             return moments
         return GramSums(
             x,
@@ -82,6 +95,7 @@ class KernelPass:
             bandwidth_scale=self.bandwidth_scale,
             degree=self.degree,
             coef0=self.coef0,
+            precision=self.precision,
             backend=self.backend,
         ).run()
 
@@ -98,7 +112,8 @@ class KernelPass:
     def keywords(self, width_x: float | None, width_y: float | None) -> dict[str, Any]:
         """Return the arguments of `gramless.gram_sums` for arrays of these bandwidths."""
         widths = {"bandwidth_x": width_x, "bandwidth_y": width_y}
-        return {"kernel": self.kernel, "degree": self.degree, "coef0": self.coef0, "backend": self.backend, **widths}
+        shared = ("kernel", "degree", "coef0", "precision", "backend")
+        return {name: getattr(self, name) for name in shared} | widths
 
     def _check_state(self, state: MomentState | GramState, y: Any) -> None:
         """Refuse arguments that contradict a state."""

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from . import _checks, _dispatch
 from ._checks import Array
+from ._device import is_asked_for
 from ._matrix import SimilarityMatrix
 from ._memory import available_bytes
+from ._processes import Agreement
 from ._progress import watched
 from .accumulators import Accumulator
 from .grids.batches import BatchTable
@@ -26,7 +28,7 @@ __all__ = ["LayerGrid", "SimilarityMatrix", "cka_matrix"]
 MODES = ("exact", "minibatch")
 
 
-class LayerGrid(Accumulator):
+class LayerGrid(Accumulator[Any]):
     """CKA between all pairs of layers of two models, or of one, from a stream of batches.
 
     Parameters
@@ -46,13 +48,19 @@ class LayerGrid(Accumulator):
         How batches count in the average: by their rows, or each the same, as other implementations have it.
     max_bytes : int, optional
         The most memory to take, for sums and kernel values. Default: what the machine and its control groups have free.
-    backend : {"auto", "reference", "cpu"}
-        As in `gramless.moments`.
+    precision : {"fast", "high", "exact"}
+        As in `gramless.moments`, like backend.
+    backend : {"auto", "reference", "cpu", "cuda"}
+        A named backend never falls back to another.
     progress : bool
         Show a progress bar over the pairs of each update of mode "exact".
 
     Notes
     -----
+    Sums of tensors on a GPU stay there, and `update` does not wait for it: layers that are not finite are told by what
+    reads the sums, and `reset` takes them away. An update of mode "minibatch" can be captured in a CUDA graph once one
+    has run; each replay adds what then lies where its tensors lay.
+
     "exact": for widths p of the layers of x and q of y 16 (sum p^2 + sum q^2 + sum p q) bytes: the sums, and their next
     value while an update is under way. Per row 2 sum p q flops for the pairs; self terms are computed once per layer.
 
@@ -102,6 +110,7 @@ class LayerGrid(Accumulator):
         bandwidth_scale: float = 1.0,
         weights: str = "rows",
         max_bytes: int | None = None,
+        precision: str = "high",
         backend: str = "auto",
         progress: bool = False,
     ) -> None:
@@ -109,34 +118,25 @@ class LayerGrid(Accumulator):
         _checks.choice(function, "mode", mode, MODES)
         chosen = GridKernel.checked(function, kernel, bandwidth, bandwidth_scale)
         _checks.choice(function, "weights", weights, WEIGHTS)
+        _checks.choice(function, "precision", precision, _dispatch.PRECISIONS)
         _dispatch.check_backend(function, backend)
         if max_bytes is not None:
             _checks.positive(function, "max_bytes", max_bytes)
         self._grid: ExactGrid | MinibatchGrid
         if mode == "minibatch":
-            self._grid = MinibatchGrid(function, chosen, weights, max_bytes, backend)
+            self._grid = MinibatchGrid(chosen, weights, max_bytes, precision, backend)
         elif kernel != "linear" or weights != "rows":
             raise ValueError(
                 f"{function}: mode='exact' has kernel='linear' and no weights, got kernel={kernel!r}, "
                 f"weights={weights!r}; use mode='minibatch', or cka_matrix for arrays that are in memory as a whole"
             )
         else:
-            self._grid = ExactGrid(function, max_bytes, backend, progress=progress)
+            self._grid = ExactGrid(max_bytes, precision, backend, progress=progress)
 
     def __repr__(self) -> str:
         x, y = sides(self._grid.names)
         mode = "exact" if isinstance(self._grid, ExactGrid) else "minibatch"
         return f"LayerGrid({mode!r}, n={self.n}, layers={len(x)} x {len(y)})"
-
-    @property
-    def n(self) -> int:
-        """Number of rows so far."""
-        return self._grid.n
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held by the sums; they do not grow with the rows."""
-        return self._grid.nbytes
 
     def update(self, xs: Any, ys: Any = None) -> Self:
         """Add the rows of one batch.
@@ -155,25 +155,8 @@ class LayerGrid(Accumulator):
         MemoryError
             If the sums or kernel values do not fit; the message says what they need.
         """
-        self._grid.update(xs, ys)
-        return self
-
-    def merge(self, other: Self) -> Self:
-        """Add all rows of another grid, which stays as it is. An empty one changes nothing.
-
-        Raises
-        ------
-        TypeError
-            If other is no grid, or one of another mode.
-        ValueError
-            If the layers, their numbers of features, the kernels or the weights differ.
-        """
-        theirs: Any = other._grid if isinstance(other, LayerGrid) else None
-        if not isinstance(theirs, type(self._grid)):
-            found = type(other).__name__ if theirs is None else "one of another mode"
-            raise TypeError(f"LayerGrid.merge: expected another LayerGrid of the same mode, got {found}")
-        mine: Any = self._grid
-        mine.merge(theirs)
+        function = self._name("update")
+        self._grid.add(function, named_layers(function, xs, ys))
         return self
 
     def finalize(self, *, estimator: str = "unbiased") -> SimilarityMatrix:
@@ -192,40 +175,50 @@ class LayerGrid(Accumulator):
         ValueError
             If there are no rows yet, or n < 4 (biased: n < 2).
         """
-        return self._grid.result("LayerGrid.finalize", estimator)
-
-    def reset(self) -> None:
-        """Forget all rows."""
-        self._grid.reset()
+        return self._grid.result(self._name("finalize"), estimator)
 
     def state_dict(self) -> dict[str, Any]:
         """Return a flat dict of copied arrays, which saves without pickle."""
         return self._grid.state_dict()
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Replace all rows by those of a dict made by `state_dict`, which is copied.
+    @property
+    def n(self) -> int:
+        """Number of rows so far, with those that wait for the next batch."""
+        return self._grid.n
 
-        Raises
-        ------
-        TypeError, ValueError
-            If the dict is not one of these, or of another mode, kernel or weights. The rows so far are kept.
-        """
-        self._grid.load_state_dict(state)
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by the sums, and by up to 3 rows that wait for the next batch."""
+        return self._grid.nbytes
 
-    def all_reduce(self, group: Any = None) -> Self:
-        """Replace the rows of each process by those of all, with torch.distributed.
+    # the rows are those of the grid, and all that depends on its mode is asked of it
 
-        Every process of the group calls it, once; calling it twice counts rows twice. Processes without rows take part.
+    @property
+    def _state(self) -> Any:
+        return self._grid._state
 
-        Raises
-        ------
-        RuntimeError
-            If torch.distributed is not initialised, or this process is not in the group.
-        ValueError
-            On every process alike, if the layers or their numbers of features differ between processes.
-        """
-        self._grid.all_reduce(group)
-        return self
+    @_state.setter
+    def _state(self, state: Any) -> None:
+        self._grid._state = state
+
+    def _refuse_other(self, function: str, other: Any) -> None:
+        theirs = other._grid if isinstance(other, LayerGrid) else None
+        if not isinstance(theirs, type(self._grid)):
+            found = type(other).__name__ if theirs is None else "one of another mode"
+            raise TypeError(f"{function}: expected another LayerGrid of the same mode, got {found}")
+        self._grid._refuse_other(function, theirs)
+
+    def _joined(self, function: str, mine: Any, theirs: Any) -> Any:
+        return self._grid._joined(function, mine, theirs)
+
+    def _loaded(self, function: str, state: Mapping[str, Any]) -> Any:
+        return self._grid._loaded(function, state)
+
+    def _layout(self, state: Any) -> str:
+        return self._grid._layout(state)
+
+    def _reduced(self, function: str, agreed: Agreement, group: Any) -> Any:
+        return self._grid._reduced(function, agreed, group)
 
 
 def cka_matrix(
@@ -239,6 +232,7 @@ def cka_matrix(
     bandwidth_scale: float = 1.0,
     weights: str = "rows",
     max_bytes: int | None = None,
+    precision: str = "high",
     backend: str = "auto",
     progress: bool = False,
 ) -> SimilarityMatrix:
@@ -259,7 +253,9 @@ def cka_matrix(
         As in `LayerGrid`. A rule for the bandwidth is that of each batch, or of all rows.
     max_bytes : int, optional
         The most memory to take, for sums and kernel values. Default: what the machine and its control groups have free.
-    backend : {"auto", "reference", "cpu"}
+    precision : {"fast", "high", "exact"}
+        As in `gramless.moments`.
+    backend : {"auto", "reference", "cpu", "cuda"}
         A named backend never falls back to another.
     progress : bool
         Show a progress bar over the pairs of layers, or of blocks of rows.
@@ -300,6 +296,7 @@ def cka_matrix(
     chosen = GridKernel.checked(function, kernel, bandwidth, bandwidth_scale)
     check_estimator(function, estimator, chosen, of_batches=batch_size is not None)
     _checks.choice(function, "weights", weights, WEIGHTS)
+    _checks.choice(function, "precision", precision, _dispatch.PRECISIONS)
     if batch_size is None and weights != "rows":
         raise ValueError(f"{function}: weights={weights!r} needs batch_size")
     _dispatch.check_backend(function, backend)
@@ -309,18 +306,29 @@ def cka_matrix(
     n = _checks.same_rows(function, arrays)
     _checks.enough_rows(function, estimator, n)
     if batch_size is not None:
-        grid = MinibatchGrid(function, chosen, weights, max_bytes, backend)
+        grid = MinibatchGrid(chosen, weights, max_bytes, precision, backend)
         for start, stop in watched(batch_bounds(function, n, batch_size), "batches", shown=progress):
             grid.add(function, {name: rows[start:stop] for name, rows in arrays.items()})
         return grid.result(function, estimator)
+    if is_asked_for(arrays, backend):
+        if chosen.name != "linear":
+            raise RuntimeError(
+                f"{function}: kernel={chosen.name!r} over all rows has no kernel on a GPU; give batch_size, or move "
+                "the layers to host memory"
+            )
+        return _by_moments(function, arrays, ExactGrid(max_bytes, precision, backend, progress=progress), estimator)
     limit, source = (available_bytes(), "available") if max_bytes is None else (max_bytes, "max_bytes")
     plan = plan_grid(arrays, estimator=estimator, kernel=chosen, backend=backend, limit=limit)
     if plan.path == "moments":
-        exact = ExactGrid(function, max_bytes, backend, progress=progress)
-        exact.add(function, arrays)
-        return exact.result(function, estimator)
+        return _by_moments(function, arrays, ExactGrid(max_bytes, precision, backend, progress=progress), estimator)
     plan.blocks.refuse_beyond(function, limit, source)
     return _by_tiles(function, arrays, chosen, plan.blocks.block, estimator, backend, progress=progress)
+
+
+def _by_moments(function: str, arrays: dict[str, Array], grid: ExactGrid, estimator: str) -> SimilarityMatrix:
+    """Return CKA of all pairs of layers over all their rows, by moments."""
+    grid.add(function, arrays)
+    return grid.result(function, estimator)
 
 
 def _by_tiles(

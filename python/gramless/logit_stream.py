@@ -15,9 +15,9 @@ from ._checks import Array
 from ._comparison import LogitComparison
 from ._dispatch import check_backend
 from ._logits import LogitPairState
-from ._row_values import RowTable, check_state, names_of
+from ._row_values import RowTable, check_state
 from ._states import saved
-from .accumulators import Accumulator, agree, gather
+from .accumulators import Accumulator
 from .logit_comparison import without_ignored
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ FORMAT = "gramless.logit_pairs/1"
 _SAMPLED_ROWS = 64
 
 
-class LogitPairs(Accumulator):
+class LogitPairs(Accumulator[RowTable]):
     """Comparison of two models over a stream of batches; finalizing gives what `gramless.compare_logits` would.
 
     Parameters
@@ -54,7 +54,8 @@ class LogitPairs(Accumulator):
     It holds 240 KB whatever the number of rows, unless these are kept: for each value, the number of rows, mean and sum
     of squares about it, and a sketch of its quantiles. The order and the sizes of batches change results by rounding
     only. Weights are no part of the state. They are told apart by a fingerprint: shapes, dtypes, biases, labels, and
-    the values of 64 rows of each, evenly spaced.
+    the values of 64 rows of each, evenly spaced. `all_reduce` gathers 240 KB from each process, and rows where they are
+    kept.
 
     Where each process has a slice of the vocabulary, as with tensor-parallel heads, states of the slices are merged,
     and added by `add`, which shows how.
@@ -113,24 +114,10 @@ class LogitPairs(Accumulator):
         }
         self._fingerprint = _fingerprint(self._weights)
         self._run: dict[str, Any] = {"workspace": workspace, "nonfinite": nonfinite, "backend": backend}
-        # never changed, only replaced
-        self._table: RowTable | None = None
 
     def __repr__(self) -> str:
-        table = self._table
+        table = self._state
         return f"LogitPairs(n={table.n}, labels={table.labels})" if table else "LogitPairs(n=0)"
-
-    @property
-    def n(self) -> int:
-        """Number of rows so far."""
-        table = self._table
-        return table.n if table else 0
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held by the sums, and by rows that are kept; weights are not counted."""
-        table = self._table
-        return table.nbytes if table else 0
 
     def update(self, h1: Array, h2: Array, *, mask: Any = None, targets: Any = None) -> Self:
         """Add rows.
@@ -150,7 +137,7 @@ class LogitPairs(Accumulator):
             As `gramless.logit_pairs`, and ValueError if the number of labels has changed, or ignore_index was given and
             there are no targets. The rows so far are kept.
         """
-        function = "LogitPairs.update"
+        function = self._name("update")
         w1, w2, b1, b2, labels = self._weights
         arrays = {name: _checks.rows(function, name, h, allow_empty=True) for name, h in (("h1", h1), ("h2", h2))}
         n = _checks.same_rows(function, arrays)
@@ -161,7 +148,7 @@ class LogitPairs(Accumulator):
             state = ops.logit_pairs(arrays["h1"], w1, arrays["h2"], w2, **chosen, **settings, **self._run)
         except (TypeError, ValueError) as error:
             raise type(error)(str(error).replace("logit_pairs", function, 1)) from None
-        self._table = self._with(function, state)
+        self._take(function, RowTable.of(function, state, **self._options))
         return self
 
     def add(self, state: LogitPairState) -> Self:
@@ -200,38 +187,12 @@ class LogitPairs(Accumulator):
         >>> bool(np.isclose(stream.finalize().js, gl.compare_logits(h1, w1, h2, w2).js))
         True
         """
-        function = "LogitPairs.add"
+        function = self._name("add")
         if not isinstance(state, LogitPairState):
             raise TypeError(f"{function}: expected a LogitPairState, got {type(state).__name__}")
         check_state(function, state)
-        other = self._empty()
-        other._table = other._with(function, state)
-        # the merge waits for other threads
-        if other._table is not None:
-            self._same_labels(function, other._table.labels)
-            self.merge(other)
-        return self
-
-    def merge(self, other: Self) -> Self:
-        """Add all rows of another accumulator, which stays as it is. An empty one changes nothing.
-
-        Raises
-        ------
-        TypeError
-            If other is of another kind.
-        ValueError
-            If its options, its weights (by their fingerprints) or its number of labels differ.
-        """
-        function = "LogitPairs.merge"
-        if not isinstance(other, LogitPairs):
-            raise TypeError(f"{function}: expected another LogitPairs, got {type(other).__name__}")
-        self._same_models(function, other._settings, other._fingerprint)
-        mine, theirs = self._table, other._table
-        if mine is not None and theirs is not None:
-            self._same_labels(function, theirs.labels)
-            self._table = mine.merge(theirs)
-        else:
-            self._table = mine or theirs
+        if state.n:
+            self._take(function, RowTable.of(function, state, **self._options))
         return self
 
     def finalize(self) -> LogitComparison:
@@ -242,32 +203,16 @@ class LogitPairs(Accumulator):
         ValueError
             If there are no rows yet.
         """
-        table = self._table
-        if table is None:
-            raise ValueError("LogitPairs.finalize: no rows yet, update first")
-        return LogitComparison._of(table)
-
-    def reset(self) -> None:
-        """Forget all rows."""
-        self._table = None
+        return LogitComparison._of(self._filled(self._name("finalize")))
 
     def state_dict(self) -> dict[str, Array]:
         """Return a flat dict of arrays, which saves without pickle; the weights are not in it."""
-        table = self._table
+        table = self._state
+        arrays, n, labels = (table.to_dict(), table.n, table.labels) if table else ({}, 0, 0)
         marks = {"settings": json.dumps(self._settings), "fingerprint": self._fingerprint}
-        if table is None:
-            return saved({}, format=FORMAT, n=0, labels=0, **marks)
-        return saved(table.to_dict(), format=FORMAT, n=table.n, labels=table.labels, **marks)
+        return saved(arrays, format=FORMAT, n=n, labels=labels, **marks)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Replace all rows by those of a dict made by `state_dict`, which is copied.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If the dict is not one of these, or one of other options or weights. The rows so far are kept.
-        """
-        function = "LogitPairs.load_state_dict"
+    def _loaded(self, function: str, state: Mapping[str, Any]) -> RowTable | None:
         n = _checks.state_header(function, state, FORMAT)
         labels = _checks.state_whole(function, state, "labels")
         text = _checks.state_text(function, state, "settings")
@@ -278,68 +223,27 @@ class LogitPairs(Accumulator):
         self._same_models(function, settings, _checks.state_text(function, state, "fingerprint"))
         if n and not labels:
             raise ValueError(f"{function}: expected 'labels' of at least 1, got {labels}")
-        names, keep = names_of(divergences=self._settings["divergences"]), self._settings["keep_rows"]
-        table = RowTable.from_dict(function, state, n, labels, names, keep=keep) if n else None
-        _checks.no_other_keys(function, state, set(self.state_dict()) | set(table.to_dict() if table else ()))
-        self._table = table
+        table = RowTable.from_dict(function, state, n, labels, **self._options) if n else None
+        known = {"format", "n", "labels", "settings", "fingerprint", *(table.to_dict() if table else ())}
+        _checks.no_other_keys(function, state, known)
+        return table
 
-    def all_reduce(self, group: Any = None) -> Self:
-        """Replace the rows of each process by those of all, with torch.distributed.
+    def _refuse_other(self, function: str, other: Any) -> None:
+        super()._refuse_other(function, other)
+        self._same_models(function, other._settings, other._fingerprint)
 
-        Every process of the group calls it, once; calling it twice counts rows twice. Processes without rows take part.
+    def _joined(self, function: str, mine: RowTable, theirs: RowTable) -> RowTable:
+        if theirs.labels != mine.labels:
+            raise ValueError(f"{function}: expected {mine.labels} labels, as before, got {theirs.labels}")
+        return mine.merge(theirs)
 
-        Raises
-        ------
-        RuntimeError
-            If torch.distributed is not initialised, or this process is not in the group.
-        ValueError
-            On every process alike, if options, weights or numbers of labels differ between processes.
+    def _layout(self, state: RowTable) -> str:
+        return json.dumps([self._settings, self._fingerprint, state.labels])
 
-        Notes
-        -----
-        One gathering of 240 KB from each process, and of the rows where they are kept.
-        """
-        function = "LogitPairs.all_reduce"
-        table = self._table
-        labels = table.labels if table else 0
-        text = json.dumps([self._settings, self._fingerprint, labels])
-        agreed = agree(function, self.n, text, group)
-        if agreed is None:
-            return self
-        names, keep = names_of(divergences=self._settings["divergences"]), self._settings["keep_rows"]
-        sizes = [int(size[0]) for size in gather(np.array([self.n], dtype=np.float64), group)]
-        vectors = gather(RowTable.packed(table, names, max(sizes) if keep else 0), group)
-        labels = int(json.loads(agreed.text)[2])
-        total: RowTable | None = None
-        for n, vector in zip(sizes, vectors, strict=True):
-            if n:
-                found = RowTable.unpacked(vector, names, n, labels, keep=keep)
-                total = found if total is None else total.merge(found)
-        self._table = total
-        return self
-
-    def _empty(self) -> Self:
-        """Return an accumulator of the same models without rows."""
-        made = type(self).__new__(type(self))
-        vars(made).update({name: value for name, value in vars(self).items() if name not in ("_table", "_lock")})
-        made._table = None
-        return made
-
-    def _with(self, function: str, state: LogitPairState) -> RowTable | None:
-        """Return the rows so far and those of a state."""
-        table = self._table
-        if table is not None:
-            self._same_labels(function, state.labels)
-        if not state.n:
-            return table
-        options = {"divergences": self._settings["divergences"], "keep": self._settings["keep_rows"]}
-        found = RowTable.of(function, state, **options)
-        return found if table is None else table.merge(found)
-
-    def _same_labels(self, function: str, labels: int) -> None:
-        table = self._table
-        if table is not None and table.labels != labels:
-            raise ValueError(f"{function}: expected {table.labels} labels, as before, got {labels}")
+    @property
+    def _options(self) -> dict[str, bool]:
+        """What a table of rows holds."""
+        return {"divergences": self._settings["divergences"], "keep": self._settings["keep_rows"]}
 
     def _same_models(self, function: str, settings: Mapping[str, Any], fingerprint: str) -> None:
         mine = self._settings
@@ -360,19 +264,17 @@ def _flag(function: str, name: str, value: Any) -> bool:
 def _checked(function: str, *models: Any) -> tuple[Any, ...]:
     """Return w1, w2, b1, b2 and labels, checked as far as they can be without rows."""
     *sides, labels = models
-    heads = []
-    for (w, b, softcap), number in zip(sides, "12", strict=True):
-        if w is not None:
-            rows = _checks.rows(function, f"w{number}", w)
-            none = np.empty((0, int(rows.shape[1])), np.float32)
-            heads.append(_logit_checks.head(function, none, rows, b, softcap, number))
+    heads = {
+        number: _logit_checks.weights(function, w, b, softcap, number)
+        for number, (w, b, softcap) in zip("12", sides, strict=True)
+        if w is not None
+    }
     if len(heads) == len(sides):
-        _logit_checks.pair(function, *heads)
+        _logit_checks.pair(function, *heads.values())
     if heads:
-        labels = _logit_checks.choice(function, heads, labels, None).labels
-    found = {head.number: head for head in heads}
-    ws = [found[number].w if number in found else None for number in "12"]
-    bs = [found[number].b if number in found else b for number, (_, b, _) in zip("12", sides, strict=True)]
+        labels, _ = _logit_checks.labels_of(function, list(heads.values()), labels)
+    ws = [heads[number].w if number in heads else None for number in "12"]
+    bs = [heads[number].b if number in heads else b for number, (_, b, _) in zip("12", sides, strict=True)]
     return (*ws, *bs, labels)
 
 

@@ -33,6 +33,7 @@ def hsic(
     null: str | None = None,
     n_permutations: int = 999,
     seed: int = 0,
+    precision: str = "high",
     backend: str = "auto",
 ) -> float:
     """Return the Hilbert-Schmidt independence criterion of two representations of the same rows.
@@ -40,7 +41,8 @@ def hsic(
     Parameters
     ----------
     x : array of shape (n, p), float16, bfloat16, float32 or float64, or MomentState or GramState
-        NumPy, torch on the CPU, or anything with DLPack; or the state of a pass over x and y.
+        NumPy, torch on the CPU or a GPU, or anything with DLPack; or the state of a pass over x and y. "rff" and null
+        read host memory alone.
     y : array of shape (n, q)
         Left out if x is a state.
     kernel : {"linear", "rbf", "laplacian", "polynomial", "cosine", "distance"}
@@ -58,7 +60,9 @@ def hsic(
         Of the polynomial kernel (u.v / p + coef0)^degree.
     method, n_features, fraction, null, n_permutations, seed
         As in `cka`.
-    backend : {"auto", "reference", "cpu"}
+    precision : {"fast", "high", "exact"}
+        Of products on a GPU, as in `gramless.moments`.
+    backend : {"auto", "reference", "cpu", "cuda"}
         A named backend never falls back to another. It is not used if x is a state.
 
     Returns
@@ -75,7 +79,7 @@ def hsic(
         If shapes do not fit, values are not finite, x or y is constant, n < 4 (biased: n < 2), a bandwidth is so small
         or large that the kernel cannot tell rows apart, or two of null, fraction and "rff" are given.
     RuntimeError
-        If an array is not in host memory, or the named backend is missing.
+        If x and y are not on one device, the named backend does not read that, or it is missing.
 
     Notes
     -----
@@ -94,7 +98,7 @@ def hsic(
     >>> round(gl.hsic(x, y), 6)
     2.666667
     """
-    request = KernelPass("hsic", kernel, estimator, bandwidth, bandwidth_scale, degree, coef0, backend)
+    request = KernelPass("hsic", kernel, estimator, bandwidth, bandwidth_scale, degree, coef0, backend, precision)
     return _answer(request, x, y, Way(method, n_features, fraction, null, n_permutations, seed))
 
 
@@ -114,6 +118,7 @@ def cka(
     null: str | None = None,
     n_permutations: int = 999,
     seed: int = 0,
+    precision: str = "high",
     backend: str = "auto",
 ) -> float:
     """Return the centred kernel alignment HSIC(x, y) / sqrt(HSIC(x, x) HSIC(y, y)).
@@ -124,7 +129,8 @@ def cka(
     Parameters
     ----------
     x : array of shape (n, p), float16, bfloat16, float32 or float64, or MomentState or GramState
-        NumPy, torch on the CPU, or anything with DLPack; or the state of a pass over x and y.
+        NumPy, torch on the CPU or a GPU, or anything with DLPack; or the state of a pass over x and y. "rff" and null
+        read host memory alone.
     y : array of shape (n, q)
         Left out if x is a state.
     kernel : {"linear", "rbf", "laplacian", "polynomial", "cosine", "distance"}
@@ -153,7 +159,9 @@ def cka(
         Number of these permutations.
     seed : int
         Of random features, batches or permutations.
-    backend : {"auto", "reference", "cpu"}
+    precision : {"fast", "high", "exact"}
+        Of products on a GPU, as in `gramless.moments`.
+    backend : {"auto", "reference", "cpu", "cuda"}
         A named backend never falls back to another. It is not used if x is a state.
 
     Returns
@@ -173,7 +181,7 @@ def cka(
         or large that the kernel cannot tell rows apart, a feature-corrected self term is negative, or two of null,
         fraction and "rff" are given.
     RuntimeError
-        If an array is not in host memory, or the named backend is missing.
+        If x and y are not on one device, the named backend does not read that, or it is missing.
 
     Notes
     -----
@@ -202,7 +210,7 @@ def cka(
     >>> value.pvalue > 0.05
     True
     """
-    request = KernelPass("cka", kernel, estimator, bandwidth, bandwidth_scale, degree, coef0, backend)
+    request = KernelPass("cka", kernel, estimator, bandwidth, bandwidth_scale, degree, coef0, backend, precision)
     return _answer(request, x, y, Way(method, n_features, fraction, null, n_permutations, seed))
 
 
@@ -216,13 +224,14 @@ def cka_distance(
     bandwidth_scale: float = 1.0,
     degree: int = 3,
     coef0: float = 1.0,
+    precision: str = "high",
     backend: str = "auto",
 ) -> float:
     """Return the angle whose cosine is CKA; if biased, a metric (Williams et al. 2021, arXiv:2110.14739).
 
     Parameters
     ----------
-    x, y, kernel, estimator, bandwidth, bandwidth_scale, degree, coef0, backend
+    x, y, kernel, estimator, bandwidth, bandwidth_scale, degree, coef0, precision, backend
         As in `cka`.
 
     Returns
@@ -249,9 +258,10 @@ def cka_distance(
     >>> round(gl.cka_distance(x, y, estimator="biased"), 6)
     0.807332
     """
-    return _exact(
-        KernelPass("cka_distance", kernel, estimator, bandwidth, bandwidth_scale, degree, coef0, backend), x, y
+    request = KernelPass(
+        "cka_distance", kernel, estimator, bandwidth, bandwidth_scale, degree, coef0, backend, precision
     )
+    return _exact(request, x, y)
 
 
 @dataclass(frozen=True)
@@ -303,7 +313,7 @@ def _answer(request: KernelPass, x: Array | MomentState | GramState, y: Array | 
         if y is not None or request.bandwidth is not None:
             raise ValueError(f"{request.function}: this MomentState has the bandwidth of its features, give it alone")
         return of_features(x, request.estimator)
-    x, y = request.arrays(x, y)
+    x, y = request.arrays(x, y, on_gpu=way.fraction is not None)
     if way.null is not None:
         return calibrated(request, x, y, n_permutations=way.n_permutations, seed=way.seed, normalised=normalised)
     if way.fraction is not None:

@@ -22,7 +22,7 @@ from ._states import saved
 if TYPE_CHECKING:
     from typing import Self
 
-FORMAT = "gramless.unembedding_pair/1"
+FORMAT = "gramless.unembedding_pair/2"
 METHODS = ("gram", "qr", "rows")
 # relative error of a squared distance that is not worth a warning
 RESOLVED = 1e-6
@@ -71,7 +71,8 @@ class UnembeddingPair:
     factor : float64 array of shape (r, D)
         R in its basis, D = d1 + d2, plus 1 with a bias, r <= D. Read-only.
     fingerprint : str
-        SHA-256 of shapes, dtypes, labels, biases and the bytes of all rows used.
+        Hash of shapes, dtypes, labels, biases and the bytes of all rows used. Any change of these gives another one,
+        but for one choice in 2^66 of the keys of the hash; weights made to deceive it may not.
     nbytes : int
         Bytes held.
 
@@ -89,7 +90,7 @@ class UnembeddingPair:
     -----
     V D^2 flops and one read of the weights; 3 V D^2 and two reads where second moments would lose too many digits: that
     is decided by the inverse of the moments of unit columns, so that their rounding stays below 1e-7 of every squared
-    distance (eps sqrt(D) ||G^-1|| at most 1e-7). Peak extra bytes: 24 D^2, and a block of 8 max(4096, D) (d2 + 1).
+    distance (eps sqrt(D) ||G^-1|| at most 1e-7). Peak extra bytes: 24 D^2, and a block of 8 max(8192, D) (d2 + 1).
 
     Examples
     --------

@@ -20,7 +20,7 @@ from gramless.integrations import cli, logit_files
 from gramless.integrations.logit_files import compare_logit_files
 from gramless.integrations.sources import CHUNK_BYTES
 from support import bounds, memory
-from support.command_line import GRAMLESS, failed, run
+from support.command_line import GRAMLESS, failed, run, shell
 
 N, V, D1, D2 = 500, 60, 9, 6
 RNG = np.random.default_rng(0)
@@ -316,6 +316,11 @@ def compare(n, v):
     heads, kept = 2 * 8000 * 512 * 4, 2 * 300 * 8000 * 4
     growth = memory.peak_extra_bytes(prepare, "compare(300, 8000)", "compare(300, 64)")
     assert growth < bounds.MEMORY_FACTOR * (heads + kept) + 2 * bounds.MEMORY_SLACK_BYTES
+
+
+def test_a_reader_that_goes_away_is_quiet(files):
+    done = shell('"$@" | true; echo ${PIPESTATUS[0]}', "logits", *files)
+    assert (done.stdout, done.stderr) == ("2\n", "")
 
 
 def test_standard_output_that_is_full_is_named(files):

@@ -120,13 +120,32 @@ def test_streams_that_are_closed(files, tmp_path):
     assert shell('"$@" >&- 2>&- ; echo $?', "info").stdout == "0\n"
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+FULL = "gramless: error: standard output: cannot be written: No space left on device\n"
+needs_a_full_device = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+
+
+@needs_a_full_device
 def test_a_full_disk_behind_standard_output(files, tmp_path):
     target = tmp_path / "m.json"
     done = shell('"$@" > /dev/full; echo $?', "compare", *files, "--json", target)
-    assert done.stdout == "2\n"
-    assert re.fullmatch(r"gramless: error: .*No space left on device\n", done.stderr)
+    assert (done.stdout, done.stderr) == ("2\n", FULL)
     assert gl.SimilarityMatrix.load(target).n == N
+
+
+@needs_a_full_device
+@pytest.mark.parametrize("words", [["compare"], ["info"], ["--help"], ["compare", "--help"], ["--version"], []])
+def test_standard_output_that_is_full_is_named(files, words):
+    done = shell('"$@" > /dev/full; echo $?', *words, *(files if words == ["compare"] else ()))
+    assert (done.stdout, done.stderr) == ("2\n", FULL)
+
+
+@needs_a_full_device
+def test_what_fails_first_is_named_on_a_full_disk(files, tmp_path):
+    """A file that is refused, or that cannot be written after the table, is more than a table that is lost."""
+    done = shell('"$@" > /dev/full; echo $?', "compare", files[0], tmp_path / "gone")
+    assert done.stdout == "2\n"
+    assert re.fullmatch(r"gramless: error: .*gone.*\n", done.stderr)
+    assert "standard output" not in done.stderr
 
 
 @pytest.mark.parametrize("form", ["json", "csv", "plot"])

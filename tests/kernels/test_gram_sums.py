@@ -14,6 +14,7 @@ from gramless import ops
 from support import backends, bounds, cases, grams
 from support.backends import Backend
 
+STEM = "gram_sums"
 DTYPES = list(cases.DTYPES)
 FEW = grams.SMALL
 # kernels that each take another road: none, one with a centre, one of widths, one of norms
@@ -35,9 +36,9 @@ def sums(backend: Backend, x: np.ndarray, y: np.ndarray | None, kernel: str, **k
 
 class TestValue:
     @pytest.mark.parametrize(("kernel", "dtype"), KERNEL_DTYPES)
-    def test_ragged(self, backend: Backend, kernel: str, dtype: str) -> None:
+    def test_ragged(self, host_backend: Backend, kernel: str, dtype: str) -> None:
         for case in grams.RAGGED:
-            grams.assert_case(backend.gram_sums, case, dtype, kernel)
+            grams.assert_case(host_backend.gram_sums, case, dtype, kernel)
 
     @pytest.mark.parametrize("kernel", grams.KERNELS)
     @pytest.mark.parametrize(("dtype_x", "dtype_y"), cases.MIXED)
@@ -180,9 +181,11 @@ class TestBlocks:
         x, y = FEW.arrays("fp32")
         given = grams.arguments(x, y, kernel)
         pairs = [(0, 0), (0, 1), (1, 1)]
-        whole = ops.gram_sums(x, y, **given, backend=backend.name)
+        arrays = backend.array(x), backend.array(y)
+        whole = ops.gram_sums(*arrays, **given, backend=backend.name)
         parts = [
-            ops.gram_sums(x, y, **given, block_rows=32, pairs=np.array([pair]), backend=backend.name) for pair in pairs
+            ops.gram_sums(*arrays, **given, block_rows=32, pairs=np.array([pair]), backend=backend.name)
+            for pair in pairs
         ]
         assert not any(part.complete for part in parts)
         for order in permutations(parts):
@@ -200,13 +203,13 @@ class TestBlocks:
 class TestLayouts:
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("layout", backends.LAYOUTS)
-    def test_layout_does_not_matter(self, backend: Backend, layout: str, dtype: str) -> None:
+    def test_layout_does_not_matter(self, host_backend: Backend, layout: str, dtype: str) -> None:
         x, y = FEW.arrays(dtype)
         for kernel in ROADS:
-            got = sums(backend, backends.layouts(x)[layout], backends.layouts(y)[layout], kernel)
+            got = sums(host_backend, backends.layouts(x)[layout], backends.layouts(y)[layout], kernel)
             grams.assert_sums(got, grams.expected_of_case(FEW, dtype, kernel), grams.compute_dtype(x, y, kernel))
-            if backend.name != "reference":
-                bounds.assert_same_dicts(got, sums(backend, x, y, kernel), layout)
+            if host_backend.name != "reference":
+                bounds.assert_same_dicts(got, sums(host_backend, x, y, kernel), layout)
 
     @pytest.mark.parametrize("dtype", DTYPES)
     def test_broadcast_rows_and_columns(self, backend: Backend, dtype: str) -> None:
@@ -237,8 +240,9 @@ class TestLayouts:
     def test_torch_and_dlpack(self, backend: Backend, wrap: object, dtype: str) -> None:
         x, y = FEW.arrays(dtype)
         given = grams.arguments(x, y, "rbf") | {"backend": backend.name}
-        got = ops.gram_sums(wrap(backends.as_torch(x)), wrap(backends.as_torch(y)), **given)
-        bounds.assert_same_dicts(got.to_dict(), ops.gram_sums(x, y, **given).to_dict(), "foreign array")
+        got = ops.gram_sums(wrap(backend.tensor(x)), wrap(backend.tensor(y)), **given)
+        want = ops.gram_sums(backend.array(x), backend.array(y), **given)
+        bounds.assert_same_dicts(got.to_dict(), want.to_dict(), "foreign array")
 
 
 class TestExtremes:
@@ -266,7 +270,7 @@ class TestExtremes:
     def test_overflow_of_kernel_values_is_refused(self, backend: Backend, kernel: str) -> None:
         x = np.array([[1e90], [-1e90], [2e90], [0.0]])
         with pytest.raises(ValueError, match=r"gram_sums: sums of kernel values overflow; scale"):
-            ops.gram_sums(x, kernel=kernel, backend=backend.name)
+            ops.gram_sums(backend.array(x), kernel=kernel, backend=backend.name)
 
     @pytest.mark.parametrize("kernel", grams.KERNELS)
     def test_overflow_of_norms_is_refused(self, isa_level: str, kernel: str) -> None:
@@ -296,7 +300,9 @@ class TestNonFinite:
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
     @pytest.mark.parametrize("row", [0, 255, 256, 599])
-    def test_raises_and_names_argument_and_rows(self, backend: Backend, row: int, value: float, dtype: str) -> None:
+    def test_raises_and_names_argument_and_rows(
+        self, host_backend: Backend, row: int, value: float, dtype: str
+    ) -> None:
         rng = np.random.default_rng(0)
         arrays = {name: rng.standard_normal((600, 4)).astype(cases.DTYPES[dtype]) for name in "xy"}
         for name, array in arrays.items():
@@ -305,7 +311,7 @@ class TestNonFinite:
             with pytest.raises(
                 ValueError, match=rf"gram_sums: {name} has non-finite values in rows \d+\.\.\d+"
             ) as caught:
-                backend.gram_sums(*arrays.values())
+                host_backend.gram_sums(*arrays.values())
             first, last = re.findall(r"\d+", str(caught.value).rsplit(" ", 1)[1])
             assert int(first) <= row <= int(last) < 600
             array[row, 3] = kept
@@ -316,7 +322,8 @@ class TestNonFinite:
         x, y = (a.copy() for a in FEW.arrays("fp32"))
         x[50, 3] = np.nan
         widths = {f"bandwidth_{side}": np.ones(1) for side in "xy"} if kernel in grams.WITH_WIDTH else {}
-        got = ops.gram_sums(x, y, kernel=kernel, **widths, nonfinite="propagate", backend=backend.name)
+        arrays = backend.array(x), backend.array(y)
+        got = ops.gram_sums(*arrays, kernel=kernel, **widths, nonfinite="propagate", backend=backend.name)
         assert np.isnan(got.x.square[0])
         assert np.isnan(got.product[0])
         assert np.isnan(got.x.rows[0]).all()

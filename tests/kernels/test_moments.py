@@ -9,6 +9,7 @@ import gramless as gl
 from support import backends, bounds, cases, judge, oracle
 from support.backends import Backend
 
+STEM = "moments"
 TYPICAL = cases.TYPICAL
 
 
@@ -19,15 +20,15 @@ def bits(got: dict, want: dict, what: str) -> None:
 class TestValue:
     @pytest.mark.parametrize("dtype", list(cases.DTYPES))
     @pytest.mark.parametrize("case", cases.RAGGED_FEATURES, ids=str)
-    def test_ragged_features(self, backend: Backend, case: cases.Case, dtype: str) -> None:
+    def test_ragged_features(self, host_backend: Backend, case: cases.Case, dtype: str) -> None:
         x, y = case.arrays(dtype)
-        judge.assert_moments(backend.moments(x, y), x, y)
+        judge.assert_moments(host_backend.moments(x, y), x, y)
 
     @pytest.mark.parametrize("dtype", list(cases.DTYPES))
     @pytest.mark.parametrize("case", cases.RAGGED_ROWS, ids=str)
-    def test_ragged_rows(self, backend: Backend, case: cases.Case, dtype: str) -> None:
+    def test_ragged_rows(self, host_backend: Backend, case: cases.Case, dtype: str) -> None:
         x, y = case.arrays(dtype)
-        judge.assert_moments(backend.moments(x, y), x, y)
+        judge.assert_moments(host_backend.moments(x, y), x, y)
 
     @pytest.mark.parametrize(("dtype_x", "dtype_y"), cases.MIXED)
     def test_mixed_dtypes(self, backend: Backend, dtype_x: str, dtype_y: str) -> None:
@@ -144,13 +145,13 @@ class TestPartialCalls:
 class TestLayouts:
     @pytest.mark.parametrize("dtype", list(cases.DTYPES))
     @pytest.mark.parametrize("layout", backends.LAYOUTS)
-    def test_layout_does_not_matter(self, backend: Backend, layout: str, dtype: str) -> None:
+    def test_layout_does_not_matter(self, host_backend: Backend, layout: str, dtype: str) -> None:
         x, y = TYPICAL.arrays(dtype)
         x, y = x[:130, :33], y[:130, :17]
-        got = backend.moments(backends.layouts(x)[layout], backends.layouts(y)[layout])
+        got = host_backend.moments(backends.layouts(x)[layout], backends.layouts(y)[layout])
         judge.assert_moments(got, x, y)
-        if backend.name != "reference":
-            bits(got, backend.moments(np.ascontiguousarray(x), np.ascontiguousarray(y)), layout)
+        if host_backend.name != "reference":
+            bits(got, host_backend.moments(np.ascontiguousarray(x), np.ascontiguousarray(y)), layout)
 
     @pytest.mark.parametrize("dtype", list(cases.DTYPES))
     def test_broadcast_rows_and_columns(self, backend: Backend, dtype: str) -> None:
@@ -193,28 +194,31 @@ class TestForeignArrays:
         from gramless import ops
 
         x, y = TYPICAL.arrays(dtype)
-        got = ops.moments(wrap(backends.as_torch(x)), wrap(backends.as_torch(y)), backend=backend.name)
-        bits(got.to_dict(), ops.moments(x, y, backend=backend.name).to_dict(), "foreign array")
+        got = ops.moments(wrap(backend.tensor(x)), wrap(backend.tensor(y)), precision="exact", backend=backend.name)
+        want = ops.moments(backend.array(x), backend.array(y), precision="exact", backend=backend.name)
+        bits(got.to_dict(), want.to_dict(), "foreign array")
 
     @pytest.mark.parametrize("dtype", list(cases.DTYPES))
     def test_strided_torch(self, backend: Backend, dtype: str) -> None:
         from gramless import ops
 
         x, y = TYPICAL.arrays(dtype)
-        tx, ty = backends.as_torch(x), backends.as_torch(y)
-        got = ops.moments(tx[1::2, 3:40], ty.t().contiguous().t()[1::2], backend=backend.name)
+        tx, ty = backend.tensor(x), backend.tensor(y)
+        got = ops.moments(tx[1::2, 3:40], ty.t().contiguous().t()[1::2], precision="exact", backend=backend.name)
         assert got.n == len(x) // 2
         if backend.name != "reference":
-            bits(got.to_dict(), ops.moments(x[1::2, 3:40], y[1::2], backend=backend.name).to_dict(), "strided")
+            parts = backend.array(x[1::2, 3:40]), backend.array(y[1::2])
+            bits(got.to_dict(), ops.moments(*parts, precision="exact", backend=backend.name).to_dict(), "strided")
         judge.assert_state(got, x[1::2, 3:40], y[1::2])
 
     def test_gradients_are_detached(self, backend: Backend) -> None:
         from gramless import ops
 
         x, y = TYPICAL.arrays("fp32")
-        leaf = backends.as_torch(x).requires_grad_()
-        got = ops.moments(leaf, y, backend=backend.name)
-        bits(got.to_dict(), ops.moments(x, y, backend=backend.name).to_dict(), "requires grad")
+        leaf, other = backend.tensor(x).requires_grad_(), backend.array(y)
+        got = ops.moments(leaf, other, precision="exact", backend=backend.name)
+        want = ops.moments(backend.array(x), other, precision="exact", backend=backend.name)
+        bits(got.to_dict(), want.to_dict(), "requires grad")
         assert leaf.grad is None
 
     @pytest.mark.parametrize("dtype", list(cases.DTYPES))
@@ -300,14 +304,17 @@ class TestExtremes:
         x = np.random.default_rng(0).standard_normal((n, 5)) * scale
         x, y = x.astype(cases.DTYPES[dtype]), (x[:, :3] ** 2 / scale).astype(cases.DTYPES[dtype])
         truth = oracle.dense_cka(x.astype(np.float64) / scale, y.astype(np.float64) / scale)
-        bounds.assert_relative(gl.cka(x, y, backend=backend.name), truth, bounds.bound_for(x.dtype), f"at {scale:g}")
+        got = gl.cka(backend.array(x), backend.array(y), precision="exact", backend=backend.name)
+        bounds.assert_relative(got, truth, bounds.bound_for(x.dtype), f"at {scale:g}")
 
 
 class TestNonFinite:
     @pytest.mark.parametrize("dtype", list(cases.DTYPES))
     @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
     @pytest.mark.parametrize("row", [0, 63, 255, 256, 511, 599])
-    def test_raises_and_names_argument_and_rows(self, backend: Backend, row: int, value: float, dtype: str) -> None:
+    def test_raises_and_names_argument_and_rows(
+        self, host_backend: Backend, row: int, value: float, dtype: str
+    ) -> None:
         rng = np.random.default_rng(0)
         x = rng.standard_normal((600, 5)).astype(cases.DTYPES[dtype])
         y = rng.standard_normal((600, 4)).astype(cases.DTYPES[dtype])
@@ -317,7 +324,7 @@ class TestNonFinite:
             with pytest.raises(
                 ValueError, match=rf"moments: {name} has non-finite values in rows \d+\.\.\d+"
             ) as caught:
-                backend.moments(x, y)
+                host_backend.moments(x, y)
             first, last = str(caught.value).rsplit(" ", 1)[1].split("..")
             assert int(first) <= row <= int(last) < 600
             array[row, column] = kept
@@ -344,12 +351,12 @@ class TestNonFinite:
         from gramless import ops
 
         with pytest.raises(ValueError, match="nonfinite"):
-            ops.moments(*TYPICAL.arrays("fp32"), nonfinite="ignore", backend=backend.name)
+            ops.moments(*TYPICAL.arrays("fp32"), nonfinite="ignore", precision="exact", backend=backend.name)
 
 
 class TestChunks:
     @pytest.mark.parametrize("dtype", list(cases.DTYPES))
-    @pytest.mark.parametrize("sizes", [(255, 1), (1, 255), (100, 56, 100), (7,) * 36 + (4,)], ids=str)
+    @pytest.mark.parametrize("sizes", [(255, 1), (1, 255), (100, 56, 100), (7,) * 12 + (172,)], ids=str)
     def test_sum_of_chunks_about_one_pivot(self, backend: Backend, sizes: tuple[int, ...], dtype: str) -> None:
         x, y = TYPICAL.arrays(dtype)
         whole = backend.moments(x, y)

@@ -204,8 +204,65 @@ class TestRefusals:
 
 def test_overflow_and_flags_are_refused():
     h, w = np.random.default_rng(5).standard_normal((2, 20, 3))
-    for squared in (True, False):
+    for scale, squared in ((1e200, True), (1.0, False)):
         with pytest.raises(ValueError, match=r"^d_rep: residuals overflow; scale the data down"):
-            gl.d_rep(1e200 * h, w, h, w[::-1] * 1e200, squared=squared)
+            gl.d_rep(1e200 * h, w, 1e200 / scale * h, w[::-1] * 1e200, squared=squared)
     with pytest.raises(TypeError, match=r"^d_rep: expected squared to be a bool, got str"):
         gl.d_rep(h, w, h, w, squared="x")
+
+
+def scales_of(power: float) -> list[tuple[float, float, float, float, float]]:
+    """Powers of two for h1, w1, h2 and w2, and what they make of |h1 - A h2|: A has the scale of w2 over that of w1."""
+    s = 2.0**power
+    return [(s, 1, s, 1, s), (1, 1, s, 1 / s, 1), (s, 1 / s, 1, 1, s), (s, s, s, s, s), (1, s, s, s, 1 if s < 1 else s)]
+
+
+class TestScale:
+    """Powers of two are exact, so that every number is the same to the last bit in its own units."""
+
+    @pytest.mark.parametrize("power", [660, -660, -990])
+    @pytest.mark.parametrize("case", range(4))
+    def test_norms_at_the_ends_of_float64(self, power: int, case: int) -> None:
+        models, (*factors, unit) = two_models.related(12), scales_of(power)[case]
+        plain = gl.d_rep(*models, squared=False)
+        found = gl.d_rep(*(f * a for f, a in zip(factors, models, strict=True)), squared=False)
+        for name in ("value", "median", "trimmed_mean", "least_squares"):
+            assert getattr(found, name) == unit * getattr(plain, name), name
+        bounds.assert_same_bits(found.values, unit * plain.values)
+        bounds.assert_same_bits(found.sigma_min, factors[1] * plain.sigma_min)
+
+    @pytest.mark.parametrize("case", [0, 1, 2, 3])
+    def test_squares_that_are_normal_numbers(self, case: int) -> None:
+        models, (*factors, unit) = two_models.related(13), scales_of(-480)[case]
+        found = gl.d_rep(*(f * a for f, a in zip(factors, models, strict=True)))
+        bounds.assert_same_bits(found.values, unit**2 * gl.d_rep(*models).values)
+
+    @pytest.mark.parametrize("h1", [1.0, 0.0])
+    def test_squares_that_underflow_are_refused(self, h1: float) -> None:
+        models = two_models.related(14)
+        for scale in (2.0**-660, 1e-200, 2.0**-540):
+            with pytest.raises(ValueError, match=r"^d_rep: residuals underflow; scale the data up"):
+                gl.d_rep(h1 * scale * models[0], models[1], scale * models[2], models[3])
+
+    def test_norms_that_underflow_are_refused(self) -> None:
+        h1, w1, h2, w2 = two_models.related(14)
+        with pytest.raises(ValueError, match=r"^d_rep: residuals underflow; scale the data up"):
+            gl.d_rep(2.0**-1040 * h1, w1, 2.0**-1040 * h2, w2, squared=False)
+
+    @pytest.mark.parametrize("squared", [True, False])
+    def test_nothing_underflows_where_all_is_zero(self, squared: bool) -> None:
+        h, w, _, _ = two_models.related(15)
+        found = gl.d_rep(0 * h, 2.0**-660 * w, 0 * h, w, squared=squared)
+        assert (found.value, found.least_squares) == (0.0, 0.0)
+
+    @pytest.mark.parametrize("squared", [True, False])
+    @pytest.mark.parametrize("side", ["h1", "h2", "w2"])
+    def test_zeros_have_no_scale(self, side: str, squared: bool) -> None:
+        """What is zero leaves a tiny other part as it is, whatever the scale of the unembeddings."""
+        models = dict(zip(two_models.ARRAYS, two_models.related(16), strict=True))
+        models[side] = np.zeros_like(models[side])
+        plain = gl.d_rep(**models, squared=squared)
+        for labels in (2.0**-400, 2.0**400):
+            scaled = {k: a * (2.0**-400 if k[0] == "h" else labels) for k, a in models.items()}
+            found = gl.d_rep(**scaled, squared=squared)
+            bounds.assert_same_bits(found.values, plain.values * 2.0 ** (-800 if squared else -400))

@@ -249,10 +249,20 @@ class TestDSVD:
             gl.d_svd(h1, w1, h2, w2, **ways)
 
 
-@pytest.mark.parametrize("scale", [2.0**660, 2.0**-660], ids=["large", "small"])
+@pytest.mark.parametrize("scale", [2.0**660, 2.0**300, 2.0**-300, 2.0**-660], ids=lambda scale: f"{scale:.0e}")
 def test_correlations_do_not_depend_on_scale(scale):
     h, w, other = np.random.default_rng(5).standard_normal((3, 20, 3))
     assert np.isclose(gl.mean_cca(scale * h, other), gl.mean_cca(h, other), rtol=1e-12)
     plain = gl.msvd(h, w, other, w, rows=[0, 1, 2])
     assert np.isclose(gl.msvd(scale * h, w, other, w, rows=[0, 1, 2]), plain, rtol=1e-12)
     assert np.isclose(gl.msvd(h, scale * w, other, w, rows=[0, 1, 2]), plain, rtol=1e-12)
+
+
+def test_sums_that_overflow_are_named():
+    h, w = np.random.default_rng(5).standard_normal((2, 20, 3))
+    state = gl.moments(1e200 * h, w, nonfinite="propagate")
+    with pytest.raises(ValueError, match=r"^mean_cca: sums of squares of x overflow; scale the data down"):
+        gl.mean_cca(state)
+    large = np.resize([1.7e308, -1.7e308], (20, 1)) * np.ones(3)
+    with pytest.raises(ValueError, match=r"^msvd: sums over rows of h1 and h2 overflow; scale the data down"):
+        gl.msvd(large, w, h, w, rows=[0, 1, 2])

@@ -246,3 +246,30 @@ def test_what_overflows_says_so():
         gl.center_unembedding(np.full((4, 2), 1.7e308))
     with pytest.raises(ValueError, match=r"^label_covariance: .* overflow; scale the data down"):
         gl.label_covariance(1e160 * h, w)
+    with pytest.raises(ValueError, match=r"^center_unembedding: w less its mean overflows; scale the data down"):
+        gl.center_unembedding(np.float32([[-3.4e38, 0], [3.4e38, 0], [3.4e38, 0]]))
+    # a cosine near 1 takes a long translation
+    with pytest.raises(ValueError, match=r"^cosine_ambiguity: translations overflow; scale the data down"):
+        gl.cosine_ambiguity(1e304 * w, 0, 1, cosines=[1 - 2.0**-50])
+    with pytest.raises(ValueError, match=r"^cosine_ambiguity: logits overflow; scale the data down"):
+        gl.cosine_ambiguity(1e200 * w, 0, 1, h=1e200 * h)
+
+
+@pytest.mark.parametrize("power", [660, -660, -990])
+def test_covariances_of_opposite_scales(power):
+    """What is between h and w may be beyond float64, and does not count."""
+    h, w = np.random.default_rng(5).standard_normal((2, 20, 3))
+    bounds.assert_same_bits(gl.label_covariance(2.0**power * h, 2.0**-power * w), gl.label_covariance(h, w))
+
+
+def test_covariances_that_underflow_say_so():
+    h, w = np.random.default_rng(5).standard_normal((2, 20, 3))
+    bounds.assert_same_bits(gl.label_covariance(2.0**-500 * h, w), 2.0**-1000 * gl.label_covariance(h, w))
+    # of one label alone, too: w less its mean has one row on the axis where h hardly varies
+    h[:, 2] *= 1e-200
+    one = np.array([[1.0, 2.0, 0.0], [-1.0, -2.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, -1.0]])
+    for states, unembedding, labels in ((1e-200 * h, w, None), (h, 1e-200 * w, None), (h, one, [2])):
+        with pytest.raises(ValueError, match=r"^label_covariance: covariances underflow; scale the data up"):
+            gl.label_covariance(states, unembedding, labels)
+    # and where nothing varies there is nothing to lose
+    assert not gl.label_covariance(h, np.ones((4, 3))).any()

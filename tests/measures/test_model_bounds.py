@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+from scipy import linalg
 
 import gramless as gl
 from support import bounds, two_models
@@ -178,3 +179,16 @@ def test_bounds_that_overflow_are_infinite():
     h, w = np.random.default_rng(5).standard_normal((2, 20, 3))
     found = gl.bounds.logit_distance_from_correlations(2.0**660 * h, w, w)
     assert np.isclose(found, 2.0**660 * gl.bounds.logit_distance_from_correlations(h, w, w), rtol=1e-12)
+
+
+def test_distances_that_overflow_are_refused():
+    h, w = np.random.default_rng(5).standard_normal((2, 20, 3))
+    with pytest.raises(ValueError, match=r"^logit_distance_from_correlations: logits overflow; scale the data down"):
+        gl.bounds.logit_distance_from_correlations(1e200 * h, 1e200 * w, h)
+    # four uncorrelated logits of 1e308 each, which is finite, and nothing of them in h2
+    signs = linalg.hadamard(8).astype(float)
+    for sharp in (True, False):
+        with pytest.raises(ValueError, match=r"^logit_distance_from_correlations: the distance overflows; scale the"):
+            gl.bounds.logit_distance_from_correlations(
+                1e300 * signs[:, 1:5], 1e8 / np.sqrt(8) * signs[:, 1:5], signs[:, 5:6], sharp=sharp
+            )

@@ -6,16 +6,20 @@ import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
+from support import device
 
-def listed() -> tuple[str, ...]:
-    """The host backends of the dispatch table, with the compiled one also at its lowest instruction set."""
+
+def listed(stem: str | None = None) -> tuple[str, ...]:
+    """The host backends of the dispatch table, the compiled one also at its lowest level, and the GPU of a stem."""
     from gramless._dispatch import BACKENDS
 
     hosts = [name for name in dict.fromkeys(b for stem in BACKENDS.values() for b in stem) if name != "cuda"]
-    return tuple(hosts) + (("cpu-scalar",) if "cpu" in hosts else ())
+    gpu = (device.label(),) if stem is not None and device.has_triton() and device.has_kernel(stem) else ()
+    return tuple(hosts) + (("cpu-scalar",) if "cpu" in hosts else ()) + gpu
 
 
 def isa_levels() -> tuple[str, ...]:
@@ -63,22 +67,40 @@ class Backend:
 
     @property
     def name(self) -> str:
-        return "cpu" if self.label == "cpu-scalar" else self.label
+        return {"cpu-scalar": "cpu", "interpret": "cuda"}.get(self.label, self.label)
+
+    @property
+    def on_device(self) -> bool:
+        return self.name == "cuda"
 
     @property
     def level(self) -> str | None:
         return "scalar" if self.label == "cpu-scalar" else None
 
     def kernel(self, stem: str, name: str | None = None) -> Callable[..., dict]:
-        """A kernel itself, below the checks and the choice of backend; name is that of a second function of a stem."""
-        room = f"gramless.reference.{stem}" if self.name == "reference" else "gramless._core"
-        return getattr(importlib.import_module(room), name or stem)
+        """A kernel itself, below the checks and the choice of backend; name is that of a second function of a stem.
+
+        One for the GPU takes and returns NumPy like the others, and computes in float64 unless told otherwise.
+        """
+        rooms = {"reference": f"gramless.reference.{stem}", "cpu": "gramless._core", "cuda": f"gramless._triton.{stem}"}
+        function = getattr(importlib.import_module(rooms[self.name]), name or stem)
+        return partial(device.call, function) if self.on_device else function
+
+    def array(self, x: np.ndarray) -> object:
+        """An array as the public functions take it with this backend: on the GPU where there is one."""
+        return device.tensor(x) if self.label == "cuda" else x
+
+    def tensor(self, x: np.ndarray) -> object:
+        """The same as a tensor."""
+        return device.tensor(x) if self.label == "cuda" else as_torch(x)
 
     def moments(self, x: object, y: object = None, **keywords: object) -> dict:
         return self.kernel("moments")(x, y, **keywords)
 
     def gram_sums(self, x: object, y: object = None, **keywords: object) -> dict:
-        return self.kernel("gram_sums")(x, y, **keywords)
+        """The estimated errors that a GPU tells as well are left to tests of its own."""
+        found = self.kernel("gram_sums")(x, y, **keywords)
+        return {key: value for key, value in found.items() if not key.startswith("error_")}
 
     def gram_values(self, layers: list, others: list | None = None, **keywords: object) -> dict:
         return self.kernel("gram_sums", "gram_values")(layers, others, **keywords)

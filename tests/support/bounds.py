@@ -64,6 +64,19 @@ SHARP_LIMIT = 1e-4
 # a quantile of a sketch, as it promises
 SKETCH = 0.01
 
+# what a GPU kernel rounds data to, relative to x - pivot: one bfloat16, or the sum of two, whose lower half has 2^-9 of
+# the half that it is the rest of
+ROUNDING = {"fast": 2.0**-8, "high": 2.0**-17, "exact": 0.0}
+# products of two lower halves are left out
+LEFT_OUT = {"fast": 0.0, "high": 2.0**-16, "exact": 0.0}
+# one digit of float32, cut off at each 16 rows by a matrix unit, or rounded at each row
+FLOAT32_STEP = 2.0**-24
+# the promise for CKA of a GPU in its default precision, whatever the data
+CKA_HIGH = 1e-4
+# the same of data without cancellation but for rows that are far longer: some units of the rounding of the others,
+# which are many; with these rows in sums of float32 it would be 10 times as much and more
+CKA_LONG_ROWS = {"fast": 1e-4, "high": 1e-6}
+
 # memory: allocator slack and the interpreter's own growth, beside the formula of the kernel
 MEMORY_SLACK_BYTES = 4 << 20
 MEMORY_FACTOR = 1.1
@@ -188,3 +201,17 @@ def assert_same_dicts(got: dict, want: dict, what: str = "state") -> None:
             assert got[key] == want[key], f"{what}.{key}"
         else:
             assert_same_bits(got[key], want[key], f"{what}.{key}")
+
+
+def rounded_once(precision: str, order: int, rows: int) -> float:
+    """What a sum over rows of products of `order` values may lose, as a share of the sum of the absolute terms.
+
+    Each value is rounded once, two low halves never meet, and the rest is float32: x - pivot, a product, and sums.
+    """
+    values = (1.0 + ROUNDING[precision]) ** order - 1.0
+    return values + LEFT_OUT[precision] + (2 * order + rows) * FLOAT32_STEP
+
+
+def assert_rounded_once(got: object, truth: object, scale: object, bound: float, what: str) -> None:
+    error = scaled_error(got, truth, scale)
+    assert error <= bound, f"{what}: error {error:.3g} of the sum of absolute terms, allowed {bound:.3g}"

@@ -10,7 +10,6 @@ that fall as 1 / rows. So second moments with the weights w^2 are kept, about th
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -161,27 +160,6 @@ class BatchTable:
         if batches < 1 or min(numbers.values()) <= 0 or n < 4 * batches:
             raise ValueError(f"{function}: the state has no batches")
         return cls(names, n, batches, numbers["weight"], numbers["weight_square"], arrays)
-
-    def flat(self) -> Float64:
-        """Return all numbers as one vector."""
-        numbers = [float(self.n), float(self.batches), self.weight, self.square]
-        return np.concatenate([numbers, *(self.arrays[key].ravel() for key in _KEYS)])
-
-    @classmethod
-    def from_flat(cls, names: tuple[str, ...], vector: Float64) -> BatchTable:
-        """Return the table of such a vector."""
-        arrays, start = {}, 4
-        for key, shape in _shapes(names).items():
-            stop = start + math.prod(shape)
-            arrays[key] = vector[start:stop].reshape(shape).copy()
-            start = stop
-        n, batches, weight, square = vector[:4].tolist()
-        return cls(names, round(n), round(batches), weight, square, arrays)
-
-    @staticmethod
-    def flat_size(names: tuple[str, ...]) -> int:
-        """Return the length of such a vector."""
-        return 4 + sum(map(math.prod, _shapes(names).values()))
 
 
 def _shapes(names: Sequence[str]) -> dict[str, tuple[int, ...]]:

@@ -67,22 +67,6 @@ class Carry:
             found[name] = rows.copy()
         return cls(found)
 
-    def flat(self) -> NDArray[np.float64]:
-        """Return all rows as one vector of float64, behind their number and whether one is of float64 already."""
-        wide = any(rows.dtype == np.float64 for rows in self.rows.values())
-        return np.concatenate([[self.n, wide], *(rows.ravel() for rows in self.rows.values())], dtype=np.float64)
-
-    @classmethod
-    def from_flat(cls, widths: Mapping[str, int], vector: NDArray[np.float64]) -> Carry:
-        """Return the rows of such a vector."""
-        n, wide = int(vector[0]), bool(vector[1])
-        if n == 0:
-            return cls()
-        edges = 2 + n * np.cumsum([0, *widths.values()])
-        values = vector.astype(np.float64 if wide else np.float32)
-        pieces = zip(widths.items(), edges, edges[1:], strict=False)
-        return cls({name: values[a:b].reshape(n, width).copy() for (name, width), a, b in pieces})
-
 
 def _plain(array: Array) -> NDArray[Any]:
     rows = _checks.to_numpy(array)

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from .. import _checks, _dispatch, ops
 from .._checks import Array
+from .._device import Unread, is_asked_for
 from .._matrix import SimilarityMatrix
 from .._memory import available_bytes
 from .._progress import watched
 from .._states import CrossMoments, SelfMoments, add_into, beside, saved
-from .._tables import MomentTable
-from ..accumulators import PIVOT_ROWS, MomentAccumulator
+from .._tables import PIVOT_ROWS, MomentTable
+from ..accumulators import MomentAccumulator
 from ..measures import cka as _measures
-from .sides import are_sides, matrix_of, named_layers, sides, widths_of
-
-if TYPE_CHECKING:
-    from typing import Self
+from .sides import are_sides, matrix_of, sides, widths_of
 
 FORMAT = "gramless.layer_grid/1"
 
@@ -28,62 +26,44 @@ FORMAT = "gramless.layer_grid/1"
 class ExactGrid(MomentAccumulator):
     """What `gramless.LayerGrid` does in mode="exact"."""
 
-    def __init__(self, title: str, max_bytes: int | None, backend: str, *, progress: bool) -> None:
-        super().__init__(backend)
-        self._title = title
+    def __init__(self, max_bytes: int | None, precision: str, backend: str, *, progress: bool) -> None:
+        super().__init__(precision, backend)
         self._max_bytes = max_bytes
         self._progress = progress
 
     @property
     def names(self) -> tuple[str, ...]:
         """Layers so far, by the names of both sides."""
-        return tuple(self._table.widths) if self._table else ()
-
-    def update(self, xs: Any, ys: Any = None) -> Self:
-        """Add the rows of one batch."""
-        self.add(self._name("update"), named_layers(self._name("update"), xs, ys))
-        return self
-
-    def finalize(self, *, estimator: str = "unbiased") -> SimilarityMatrix:
-        """Return CKA of all pairs for all rows so far."""
-        return self.result(self._name("finalize"), estimator)
+        return tuple(self._state.widths) if self._state else ()
 
     def state_dict(self) -> dict[str, Any]:
         """Return a flat dict of copied arrays, which saves without pickle."""
-        table = self._table
-        return table.to_dict(FORMAT) if table else saved({}, format=FORMAT, n=0)
+        if self._state is None:
+            return saved({}, format=FORMAT, n=0)
+        return self._filled(self._name("state_dict")).to_dict(FORMAT)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Replace all rows by those of a dict made by `state_dict`, which is copied.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If the dict is not one of these. The rows so far are kept.
-        """
-        function = self._name("load_state_dict")
+    def _loaded(self, function: str, state: Mapping[str, Any]) -> MomentTable | None:
         if _checks.state_header(function, state, FORMAT) == 0:
-            self._table = None
-            return
+            return None
         table = MomentTable.from_dict(function, state, FORMAT)
         if not are_sides(list(table.selfs)) or set(table.crosses) != set(_pairs(list(table.selfs))):
             raise ValueError(f"{function}: the layout of the state is not that of a layer grid")
-        self._table = table
+        return table
 
     def add(self, function: str, arrays: dict[str, Array]) -> None:
         """Add the rows of one batch of checked layers by the names of both sides."""
         n = _checks.same_rows(function, arrays)
         widths = widths_of(arrays)
-        before = self._table
+        before = self._state
         if before is not None:
             _checks.same_widths(function, before.widths, widths)
             arrays = {name: arrays[name] for name in before.widths}
         if n == 0:
             return
         if before is None:
-            self._check_memory(function, widths)
-        pivots = self._pivots_for(n)
-        selfs = {name: self._self_terms(function, name, a, pivots.get(name)) for name, a in arrays.items()}
+            self._check_memory(function, widths, _checks.same_device(function, arrays))
+        fresh = self._self_terms(function, arrays, before.pivots_for(n) if before else {})
+        selfs = dict((fresh.about_kept(before) if before else fresh).selfs)
         about = {name: part.pivot for name, part in selfs.items()}
         if before is not None:
             selfs = {name: beside(part, before.selfs[name]) for name, part in selfs.items()}
@@ -101,12 +81,12 @@ class ExactGrid(MomentAccumulator):
         if before is not None:
             for name, part in before.selfs.items():
                 selfs[name] = add_into(selfs[name].about(target[name]), part.about(target[name]))
-        self._table = MomentTable(selfs, crosses)
+        self._state = MomentTable(selfs, crosses, before.unread_with(fresh) if before else fresh.unread)
 
     def result(self, function: str, estimator: str) -> SimilarityMatrix:
         """Return CKA of all pairs for all rows so far, with errors in the name of a function."""
         _checks.choice(function, "estimator", estimator, _checks.ESTIMATORS)
-        table = self._filled("finalize")
+        table = self._filled(function)
         _checks.enough_rows(function, estimator, table.n)
         centred = {name: part.centred() for name, part in table.selfs.items()}
         roots: dict[str, float] = {}
@@ -134,9 +114,18 @@ class ExactGrid(MomentAccumulator):
                     values[x[b], y[a]] = values[x[a], y[b]]
         return matrix_of(function, names, values, None, problems, n=table.n, measure="cka", estimator=estimator)
 
-    def _self_terms(self, function: str, name: str, x: Array, pivot: Array | None) -> SelfMoments:
+    def _self_terms(self, function: str, arrays: Mapping[str, Array], pivots: Mapping[str, Array]) -> MomentTable:
+        """Return the moments of each layer with itself."""
+        found = {name: self._self_term(function, name, x, pivots.get(name)) for name, x in arrays.items()}
+        unread = {name: of for name, (_, of) in found.items() if of is not None}
+        selfs = {name: part for name, (part, _) in found.items()}
+        return MomentTable(selfs, {}, Unread.of_layers(unread) if unread else None)
+
+    def _self_term(self, function: str, name: str, x: Array, pivot: Array | None) -> tuple[SelfMoments, Unread | None]:
         try:
-            return ops.moments(x, pivot_x=pivot, backend=self._backend)
+            if is_asked_for({"x": x}, self._backend):
+                return ops.unread_moments({"x": x}, {"x": pivot}, self._precision, self._backend)
+            return ops.moments(x, pivot_x=pivot, backend=self._backend), None
         except ValueError as error:
             raise ValueError(f"{function}: layer {name}: {error}") from None
 
@@ -149,20 +138,18 @@ class ExactGrid(MomentAccumulator):
             pivot_y=pivot_y,
             self_terms=False,
             nonfinite="propagate",
+            precision=self._precision,
             backend=self._backend,
         )
 
-    def _check_memory(self, function: str, widths: dict[str, int]) -> None:
+    def _check_memory(self, function: str, widths: dict[str, int], where: str) -> None:
         of_x = [width for name, width in widths.items() if name.startswith("x/")]
         of_y = [width for name, width in widths.items() if name.startswith("y/")]
         needed = _dispatch.grid_bytes(of_x, of_y or None)
-        if self._max_bytes is None:
-            _checks.fits(function, needed, available_bytes(), "available")
-        else:
-            _checks.fits(function, needed, self._max_bytes, "max_bytes")
-
-    def _name(self, method: str) -> str:
-        return f"{self._title}.{method}"
+        most, source = self._max_bytes, "max_bytes"
+        if most is None:
+            most, source = available_bytes(where), "available"
+        _checks.fits(function, needed, most, source)
 
 
 def _pairs(names: Sequence[str]) -> list[tuple[str, str]]:

@@ -5,25 +5,23 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from .. import _checks
 from .._checks import Array
+from .._device import is_asked_for, tensor
+from .._dispatch import resolve_grid
 from .._matrix import SimilarityMatrix
 from .._memory import available_bytes
+from .._processes import Agreement, gather
 from .._states import saved
-from ..accumulators import Accumulator, agree, gather
+from ..accumulators import Accumulator
 from .batches import BatchTable, decode, encode
 from .carry import Carry
+from .device import DeviceBatches
 from .plan import check_estimator
-from .sides import matrix_of, named_layers, widths_of
+from .sides import matrix_of, widths_of
 from .tiles import BlockPlan, GridKernel, grid_sums, plan_blocks
-
-if TYPE_CHECKING:
-    from typing import Self
 
 FORMAT = "gramless.layer_grid.minibatch/1"
 WEIGHTS = ("rows", "equal")
@@ -41,90 +39,112 @@ class _State:
     def n(self) -> int:
         return (self.table.n if self.table else 0) + self.carry.n
 
+    @property
+    def nbytes(self) -> int:
+        return self.carry.nbytes + (self.table.nbytes if self.table else 0)
+
     def with_batch(self, batch: BatchTable | None) -> _State:
         if batch is None:
             return self
         return replace(self, table=self.table.merge(batch) if self.table else batch.in_order(tuple(self.widths)))
 
-    def flat(self) -> NDArray[np.float64]:
-        table = self.table.flat() if self.table else np.zeros(BatchTable.flat_size(tuple(self.widths)))
-        return np.concatenate([table, self.carry.flat()])
 
-    @classmethod
-    def from_flat(cls, widths: dict[str, int], vector: NDArray[np.float64]) -> _State:
-        names = tuple(widths)
-        size = BatchTable.flat_size(names)
-        table = BatchTable.from_flat(names, vector[:size]) if vector[:size].any() else None
-        return cls(widths, table, Carry.from_flat(widths, vector[size:]))
-
-
-class MinibatchGrid(Accumulator):
+class MinibatchGrid(Accumulator[_State]):
     """What `gramless.LayerGrid` does in mode="minibatch"."""
 
-    def __init__(self, title: str, kernel: GridKernel, weights: str, max_bytes: int | None, backend: str) -> None:
-        self._title = title
+    def __init__(self, kernel: GridKernel, weights: str, max_bytes: int | None, precision: str, backend: str) -> None:
         self._kernel = kernel
         self._weights = weights
         self._max_bytes = max_bytes
+        self._precision = precision
         self._backend = backend
-        self._state: _State | None = None
         self._roomy = 0
+        self._on_host: _State | None = None
+        self._on_gpu: DeviceBatches | None = None
 
     @property
     def n(self) -> int:
         """Number of rows so far, with those that wait for the next batch."""
-        return self._state.n if self._state else 0
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Layers so far, by the names of both sides."""
-        return tuple(self._state.widths) if self._state else ()
+        return super().n if self._on_gpu is None else self._on_gpu.n
 
     @property
     def nbytes(self) -> int:
         """Bytes held by the sums, and by up to 3 rows that wait for the next batch."""
-        state = self._state
-        if state is None:
-            return 0
-        return state.carry.nbytes + (state.table.nbytes if state.table else 0)
+        return super().nbytes if self._on_gpu is None else self._on_gpu.nbytes
 
-    def update(self, xs: Any, ys: Any = None) -> Self:
-        """Add one batch."""
-        function = f"{self._title}.update"
-        self.add(function, named_layers(function, xs, ys))
-        return self
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Layers so far, by the names of both sides."""
+        state = self._on_host if self._on_gpu is None else self._on_gpu
+        return tuple(state.widths) if state else ()
+
+    # batches of tensors on a GPU are added there, and stay until somebody reads them
+
+    @property
+    def _state(self) -> _State | None:
+        return self._read("LayerGrid")
+
+    @_state.setter
+    def _state(self, state: _State | None) -> None:
+        if self._on_gpu is None:
+            self._on_host = state
+        elif state is None:
+            self._on_gpu.reset()
+        else:
+            self._on_gpu.load(state.table, state.carry)
+
+    def _read(self, function: str) -> _State | None:
+        if self._on_gpu is None:
+            return self._on_host
+        state = _State(self._on_gpu.widths, self._on_gpu.table(function), self._on_gpu.carry(function))
+        return state if state.n else None
+
+    def _filled(self, function: str) -> _State:
+        state = self._read(function)
+        if state is None:
+            raise ValueError(f"{function}: no rows yet, update first")
+        return state
 
     def add(self, function: str, arrays: dict[str, Array]) -> None:
         """Add one batch of checked layers by the names of both sides."""
-        n = _checks.same_rows(function, arrays)
-        state = self._state or _State(widths_of(arrays))
-        _checks.same_widths(function, state.widths, widths_of(arrays))
-        if n > 0:
-            self._state = self._extended(function, state, arrays)
+        n, widths = _checks.same_rows(function, arrays), widths_of(arrays)
+        before = self._on_host if self._on_gpu is None else self._on_gpu
+        if before is not None:
+            _checks.same_widths(function, before.widths, widths)
+        if n == 0:
+            return
+        if is_asked_for(arrays, self._backend):
+            tensors = {name: tensor(x) for name, x in arrays.items()}
+            self._there(function, tensors).update(function, tensors)
+            return
+        if self._on_gpu is not None:
+            # rows of the host go on there
+            self._on_host, self._on_gpu = self._read(function), None
+        self._on_host = self._extended(function, self._on_host or _State(widths), arrays)
 
-    def merge(self, other: Self) -> Self:
-        """Add all batches of another grid; rows that both were left with make a batch if they are enough."""
-        function = f"{self._title}.merge"
-        if other._settings != self._settings:
-            raise ValueError(f"{function}: expected the same settings {self._settings}, got {other._settings}")
-        mine, theirs = self._state, other._state
-        if mine is not None and theirs is not None:
-            _checks.same_widths(function, mine.widths, theirs.widths)
-            self._state = self._joined(function, mine, theirs)
-        else:
-            self._state = mine or theirs
-        return self
-
-    def finalize(self, *, estimator: str = "unbiased") -> SimilarityMatrix:
-        """Return the averages so far."""
-        return self.result(f"{self._title}.finalize", estimator)
+    def _there(self, function: str, tensors: dict[str, Array]) -> DeviceBatches:
+        """Return the batches on the GPU of these layers, which go on from those of the host."""
+        if self._on_gpu is None:
+            where = _checks.same_device(function, tensors)
+            state = self._on_host
+            self._on_gpu = DeviceBatches(
+                resolve_grid(function, self._backend, where),
+                function,
+                state.widths if state else widths_of(tensors),
+                self._kernel,
+                by_rows=self._weights == "rows",
+                precision=self._precision,
+                like=next(iter(tensors.values())),
+                max_bytes=self._max_bytes,
+            )
+            if state is not None:
+                self._on_gpu.load(state.table, state.carry)
+        return self._on_gpu
 
     def result(self, function: str, estimator: str) -> SimilarityMatrix:
         """Return the averages so far, with errors in the name of a function."""
         check_estimator(function, estimator, self._kernel, of_batches=True)
-        state = self._state
-        if state is None:
-            raise ValueError(f"{function}: no rows yet, update first")
+        state = self._filled(function)
         if state.table is None:
             raise ValueError(f"{function}: expected at least {_checks.LEAST_ROWS} rows, got n = {state.n}")
         if state.carry.n:
@@ -138,39 +158,29 @@ class MinibatchGrid(Accumulator):
         problems = state.table.problems(self._kernel, estimator)
         return matrix_of(function, names, values, errors, problems, n=n, measure=measure, estimator=estimator)
 
-    def reset(self) -> None:
-        """Forget all batches."""
-        self._state = None
-
     def state_dict(self) -> dict[str, Any]:
         """Return a flat dict of copied arrays."""
-        state = self._state
+        state = self._read("LayerGrid.state_dict")
         if state is None:
             return saved({}, format=FORMAT, n=0)
         arrays = state.carry.to_dict() | (state.table.to_dict() if state.table else {})
-        return saved(arrays, format=FORMAT, n=state.n, layout=encode(state.widths, self._settings))
+        return saved(arrays, format=FORMAT, n=state.n, layout=self._layout(state))
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Replace all batches by those of a dict made by `state_dict`."""
-        function = f"{self._title}.load_state_dict"
-        self._state = self._loaded(function, state)
+    def _refuse_other(self, function: str, other: Any) -> None:
+        super()._refuse_other(function, other)
+        if other._settings != self._settings:
+            raise ValueError(f"{function}: expected the same settings {self._settings}, got {other._settings}")
 
-    def all_reduce(self, group: Any = None) -> Self:
-        """Replace the batches of each process by those of all."""
-        function = f"{self._title}.all_reduce"
-        text = encode(self._state.widths, self._settings) if self._state else ""
-        agreed = agree(function, self.n, text, group)
-        if agreed is None:
-            return self
-        widths, settings = decode(function, agreed.text)
-        everyone = _gathered((self._state or _State(widths)).flat(), group)
-        if settings != self._settings:
-            raise ValueError(f"{function}: expected the same settings on every process, got {settings} elsewhere")
-        state = _State(widths)
-        for vector in everyone:
-            state = self._joined(function, state, _State.from_flat(widths, vector))
-        self._state = state
-        return self
+    def _layout(self, state: _State) -> str:
+        return encode(state.widths, self._settings)
+
+    def _reduced(self, function: str, agreed: Agreement, group: Any) -> _State:
+        _, settings = decode(function, agreed.text)
+        if settings == self._settings:
+            return super()._reduced(function, agreed, group)
+        # the others wait for it
+        gather(self.state_dict(), group)
+        raise ValueError(f"{function}: expected the same settings on every process, got {settings} elsewhere")
 
     @property
     def _settings(self) -> dict[str, Any]:
@@ -191,27 +201,32 @@ class MinibatchGrid(Accumulator):
         rows = state.carry.followed_by(arrays) if state.carry.n else arrays
         return replace(state.with_batch(self._batch(function, rows)), carry=Carry())
 
-    def _joined(self, function: str, state: _State, other: _State) -> _State:
-        joined = state.with_batch(other.table)
-        return self._extended(function, joined, other.carry.rows) if other.carry.n else joined
+    def _joined(self, function: str, mine: _State, theirs: _State) -> _State:
+        """Return the batches of both; rows that both were left with make a batch if they are enough."""
+        _checks.same_widths(function, mine.widths, theirs.widths)
+        joined = mine.with_batch(theirs.table)
+        return self._extended(function, joined, theirs.carry.rows) if theirs.carry.n else joined
 
     def _batch(self, function: str, arrays: Mapping[str, Array]) -> BatchTable:
         names, layers = list(arrays), list(arrays.values())
         n = int(layers[0].shape[0])
         plan = self._plan(function, n, layers)
         try:
-            sums = grid_sums(layers, self._kernel, names=names, block=plan.block, backend=self._backend)
+            # of what is left of batches on a GPU, the few rows that several streams make together are in host memory
+            backend = "auto" if self._backend == "cuda" else self._backend
+            sums = grid_sums(layers, self._kernel, names=names, block=plan.block, backend=backend)
         except ValueError as error:
             raise ValueError(f"{function}: {error}") from None
         return BatchTable.of(names, sums, weight=float(n) if self._weights == "rows" else 1.0)
 
     def _plan(self, function: str, n: int, layers: list[Array]) -> BlockPlan:
         limit = self._max_bytes
-        plan = plan_blocks(n, layers, self._kernel, self._backend, limit)
+        backend = "auto" if self._backend == "cuda" else self._backend
+        plan = plan_blocks(n, layers, self._kernel, backend, limit)
         if limit is None and plan.needed > self._roomy:
             # what is free is asked for once, and again when a batch needs more than any before: half a millisecond
             limit = available_bytes()
-            plan = plan_blocks(n, layers, self._kernel, self._backend, limit)
+            plan = plan_blocks(n, layers, self._kernel, backend, limit)
             self._roomy = plan.needed
         plan.refuse_beyond(function, limit, "available" if self._max_bytes is None else "max_bytes")
         return plan
@@ -231,10 +246,3 @@ class MinibatchGrid(Accumulator):
         known = {"format", "n", "layout", *carry.to_dict(), *(table.to_dict() if table else {})}
         _checks.no_other_keys(function, state, known)
         return _State(widths, table, carry)
-
-
-def _gathered(vector: NDArray[np.float64], group: Any) -> list[NDArray[np.float64]]:
-    """Return the vectors of all processes, whose lengths may differ."""
-    lengths = [int(length) for (length,) in gather(np.array([float(len(vector))]), group)]
-    padded = gather(np.pad(vector, (0, max(lengths) - len(vector))), group)
-    return [found[:length] for found, length in zip(padded, lengths, strict=True)]

@@ -19,6 +19,7 @@ def named_layers(function: str, xs: Any, ys: Any) -> dict[str, Array]:
     arrays = {f"x/{name}": x for name, x in _checks.layers(function, "xs", xs).items()}
     if ys is not None:
         arrays |= {f"y/{name}": y for name, y in _checks.layers(function, "ys", ys).items()}
+    _checks.same_device(function, arrays)
     return arrays
 
 

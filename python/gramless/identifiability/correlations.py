@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
@@ -24,6 +23,8 @@ from .roots import Float64, float64_blocks, float64_rows, root_of_rows, scaled, 
 
 # eigenvalues that products in float32 leave of a correlation matrix without full rank
 _FLOAT32_RTOL = 2.0**-20
+# of two, of values whose fourth powers, which moments hold as well, can be added up
+_MOST_POWER = 200
 # bytes of a block of rows in float64
 _BLOCK_BYTES = 1 << 25
 
@@ -135,23 +136,20 @@ def _wide_moments(function: str, x: Any, y: Any, backend: str) -> MomentState:
     width = sum(int(a.shape[1]) for a in arrays.values())
     size = max(256, _BLOCK_BYTES // (8 * width))
     powers = {name: _column_powers(function, name, a, size) for name, a in arrays.items()}
-    try:
-        for _, blocks in float64_blocks(function, arrays, size):
-            stream.update(*(np.ldexp(block, -powers[name]) for name, block in blocks.items()))
-        return stream.finalize()
-    except ValueError as error:
-        raise ValueError(re.sub(r"^[\w.]+:", f"{function}:", str(error))) from None
+    for _, blocks in float64_blocks(function, arrays, size):
+        stream.update(*(np.ldexp(block, -powers[name]) for name, block in blocks.items()))
+    return stream.finalize()
 
 
 def _column_powers(function: str, name: str, a: Array, size: int) -> NDArray[np.int64]:
-    """Return the powers of two that no canonical correlation depends on; 0 where no square can overflow."""
+    """Return the powers of two that no canonical correlation depends on; 0 where no fourth power can overflow."""
     largest = np.zeros(int(a.shape[1]))
     if "float64" in str(a.dtype):
         for _, blocks in float64_blocks(function, {name: a}, size):
             np.maximum(largest, abs(blocks[name]).max(axis=0), out=largest)
     powers = np.frexp(largest)[1].astype(np.int64)
     # most data are read as they are
-    return np.where(abs(powers) > 400, powers, 0)
+    return np.where(abs(powers) > _MOST_POWER, powers, 0)
 
 
 def msvd(h1: Array, w1: Array, h2: Array, w2: Array, *, rows: Any) -> float:

@@ -12,11 +12,13 @@ from .._checks import Array
 from ..measures import identifiability as _measures
 from . import models
 from .models import Indices
-from .roots import Float64, float64_blocks, root_of_rows
+from .roots import Float64, float64_blocks, power_of_two, root_of_rows
 
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 # part of the sets that the trimmed mean leaves out at either end
 TRIMMED = 0.1
+# normal numbers begin here
+_LEAST = 2.0**-1022
 # bytes of the matrices of as many label sets as are taken at once, and of as many rows
 _CHUNK_BYTES = 1 << 24
 
@@ -122,7 +124,7 @@ def d_rep(
         If an argument is no array, or its dtype is none of the four.
     ValueError
         If shapes do not fit, values are not finite, hidden sizes differ, V <= d, pivots > V, or all label sets are
-        singular, as where w1 has equal rows or rows of zeros (padding).
+        singular, as where w1 has equal rows or rows of zeros (padding), or residuals overflow or underflow.
 
     Notes
     -----
@@ -163,24 +165,34 @@ def d_rep(
     if pivots > labels:
         raise ValueError(f"{function}: expected at most V = {labels} pivots, got {pivots}")
     seed = _checks.seed(function, seed)
-    # rows for the norms are read again, once the maps are known
-    root_h = root_of_rows(function, {name: arrays[name] for name in ("h1", "h2")})
-    root_w = root_of_rows(function, {name: arrays[name] for name in ("w1", "w2")})
+    root_h, root_w = (root_of_rows(function, {name: arrays[name] for name in (f"{a}1", f"{a}2")}) for a in "hw")
     sides = root_h.second[:, :d], root_h.second[:, d:]
+    of_labels = root_w.factor[:, :d], root_w.factor[:, d:]
+    powers = _Powers.of(*sides, *of_labels)
+    sides = powers.inputs(*sides)
+
+    def mean(maps: Float64) -> Float64:
+        maps = np.ldexp(maps, powers.maps)
+        if squared:
+            return _measures.mean_square_residuals(*sides, maps)
+        # rows are read again, now that the maps are known
+        return _mean_norms(function, arrays, maps, powers)
+
     values, smallest, singular = [], [], 0
     for chosen in _chunks(_label_sets(labels, d, pivots, combinations, seed), max(1, _CHUNK_BYTES // (8 * d * d))):
-        maps, sigma = _maps(arrays, chosen)
+        maps, sigma = _measures.label_maps(*powers.labels(*_differences(arrays, chosen)))
         singular += int((sigma == 0).sum())
-        smallest.append(sigma[sigma > 0])
-        values.append(_measures.mean_square_residuals(*sides, maps) if squared else _mean_norms(function, arrays, maps))
+        smallest.append(np.ldexp(sigma[sigma > 0], powers.w1))
+        values.append(mean(maps))
     if singular == pivots * combinations:
         raise ValueError(
             f"{function}: all {singular} label sets of w1 are singular, as where rows are equal or zero (padding), or "
             "their differences do not span d dimensions"
         )
-    fitted = np.asarray(np.linalg.lstsq(root_w.factor[:, :d], root_w.factor[:, d:], rcond=None)[0][None], np.float64)
-    of_fit = _measures.mean_square_residuals(*sides, fitted) if squared else _mean_norms(function, arrays, fitted)
-    per_set, sigma_min = np.concatenate(values), np.concatenate(smallest)
+    fitted = np.asarray(np.linalg.lstsq(*powers.labels(*of_labels), rcond=None)[0][None], np.float64)
+    unit = powers.residuals * (2 if squared else 1)
+    per_set, of_fit = (_in_units(function, found, unit) for found in (np.concatenate(values), mean(fitted)))
+    sigma_min = np.concatenate(smallest)
     if not (np.isfinite(per_set).all() and np.isfinite(of_fit).all() and np.isfinite(per_set.max() * len(per_set))):
         raise ValueError(f"{function}: residuals overflow; scale the data down")
     ends = int(TRIMMED * len(per_set))
@@ -219,23 +231,65 @@ def _chunks(label_sets: Iterator[Indices], size: int) -> Iterator[Indices]:
         yield np.array(held)
 
 
+@dataclass(frozen=True)
+class _Powers:
+    """Powers of two by which everything is divided, so that nothing but a result overflows or underflows."""
+
+    h2: int
+    w1: int
+    w2: int
+    residuals: int  # of h1 - A h2
+
+    @classmethod
+    def of(cls, h1: Float64, h2: Float64, w1: Float64, w2: Float64) -> _Powers:
+        """Return those of square roots of second moments."""
+        of_h1, of_h2, of_w1, of_w2 = (power_of_two(a) for a in (h1, h2, w1, w2))
+        # what is zero has no size
+        ends = [of_h1] if h1.any() else []
+        ends += [of_h2 + of_w2 - of_w1] if h2.any() and w1.any() and w2.any() else []
+        return cls(of_h2, of_w1, of_w2, max(ends, default=0))
+
+    @property
+    def maps(self) -> int:
+        """What is left for the maps A to be multiplied by; it is above 0 only where they meet zeros."""
+        return min(0, self.h2 + self.w2 - self.w1 - self.residuals)
+
+    def inputs(self, h1: Float64, h2: Float64) -> tuple[Float64, Float64]:
+        """Return embeddings scaled."""
+        return np.asarray(np.ldexp(h1, -self.residuals)), np.asarray(np.ldexp(h2, -self.h2))
+
+    def labels(self, w1: Float64, w2: Float64) -> tuple[Float64, Float64]:
+        """Return differences of unembeddings scaled."""
+        return np.asarray(np.ldexp(w1, -self.w1)), np.asarray(np.ldexp(w2, -self.w2))
+
+
+def _in_units(function: str, scaled: Float64, power: int) -> Float64:
+    """Return values in the units of the data; refuse those that underflow."""
+    with np.errstate(over="ignore"):
+        values = np.asarray(np.ldexp(scaled, power))
+    if ((scaled > 0) & (values < _LEAST)).any():
+        raise ValueError(f"{function}: residuals underflow; scale the data up")
+    return values
+
+
 @np.errstate(over="ignore", invalid="ignore")
-def _maps(arrays: dict[str, Array], chosen: Indices) -> tuple[Float64, Float64]:
-    """Return the maps A of those label sets (s, d + 1) that are not singular, and sigma_min of all, 0 if singular."""
+def _differences(arrays: dict[str, Array], chosen: Indices) -> tuple[Float64, Float64]:
+    """Return the differences L_1^T and L_2^T (s, d, d) of label sets (s, d + 1)."""
     flat = chosen.reshape(-1)
     rows = [_checks.to_numpy(arrays[name][flat]).astype(np.float64) for name in ("w1", "w2")]
     first, second = (a.reshape(*chosen.shape, -1) for a in rows)
-    return _measures.label_maps(first[:, 1:] - first[:, :1], second[:, 1:] - second[:, :1])
+    return first[:, 1:] - first[:, :1], second[:, 1:] - second[:, :1]
 
 
 @np.errstate(over="ignore", invalid="ignore")
-def _mean_norms(function: str, arrays: dict[str, Array], maps: Float64) -> Float64:
-    """Return the mean over inputs of |h1 - A h2| for maps A (s, d, d)."""
+def _mean_norms(function: str, arrays: dict[str, Array], maps: Float64, powers: _Powers) -> Float64:
+    """Return the mean over inputs of |h1 - A h2| for maps A (s, d, d), all of them scaled."""
     sums, d = np.zeros(len(maps)), maps.shape[1]
     two = {name: arrays[name] for name in ("h1", "h2")}
     stacked = maps.reshape(-1, d).T
     block_rows = max(1, _CHUNK_BYTES // (8 * max(1, stacked.shape[1])))
     for _, blocks in float64_blocks(function, two, block_rows):
-        moved = (blocks["h2"] @ stacked).reshape(-1, len(maps), d)
-        sums += np.linalg.norm(blocks["h1"][:, None] - moved, axis=2).sum(axis=0)
+        h1, h2 = powers.inputs(blocks["h1"], blocks["h2"])
+        moved = (h2 @ stacked).reshape(-1, len(maps), d)
+        sums += np.linalg.norm(h1[:, None] - moved, axis=2).sum(axis=0)
     return sums / int(arrays["h1"].shape[0])

@@ -20,6 +20,7 @@ from .roots import (
     float64_rows,
     mapped_rows,
     power_of_two,
+    powers_of_columns,
     root_of_rows,
     scaled,
     scaled_columns,
@@ -28,6 +29,8 @@ from .roots import (
 # most labels whose V x V matrix is made without being asked for
 MOST_LABELS = 8192
 _BLOCK_BYTES = 1 << 25
+# of two, of logits whose squares are normal numbers
+_LEAST_POWER = -510
 # a part of a vector that is smaller than this may be rounding
 _ON_A_LINE = 1e-6
 
@@ -106,7 +109,8 @@ def label_covariance(h: Array, w: Array, labels: Any = None) -> Float64:
     TypeError
         If an argument is no array, or its dtype is none of the four.
     ValueError
-        If shapes do not fit, values are not finite, N < 2, or V > 8192 without labels.
+        If shapes do not fit, values are not finite, N < 2, V > 8192 without labels, or covariances overflow or
+        underflow.
 
     Notes
     -----
@@ -125,8 +129,13 @@ def label_covariance(h: Array, w: Array, labels: Any = None) -> Float64:
     """
     function = "label_covariance"
     root, centred = _logits(function, h, w, labels)
+    powers = power_of_two(root) + powers_of_columns(centred)
+    root, centred = scaled(root), scaled_columns(centred)
+    columns = root @ centred
+    if (columns.any(axis=0) & (powers + powers_of_columns(columns) < _LEAST_POWER)).any():
+        raise ValueError(f"{function}: covariances underflow; scale the data up")
     with np.errstate(over="ignore", invalid="ignore"):
-        columns = root @ centred
+        columns = np.ldexp(columns, powers)
         found = np.asarray(columns.T @ columns)
     if not np.isfinite(found).all():
         raise ValueError(f"{function}: covariances overflow; scale the data down")

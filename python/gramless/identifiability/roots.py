@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from .. import _checks
 from .._checks import Array
+from .._reflections import no_rows, with_rows
 
 Float64 = NDArray[np.float64]
 
@@ -21,8 +22,6 @@ Float64 = NDArray[np.float64]
 _REPORTED_ROWS = 256
 # rows of a block
 BLOCK_ROWS = 2048
-# columns of a panel of reflections
-_PANEL = 32
 
 
 @dataclass(frozen=True)
@@ -50,11 +49,9 @@ def root_of_rows(function: str, arrays: Mapping[str, Array], columns: Mapping[st
     A column of ones comes first, about the mean of the first block: what stays of the others below its row is centred.
     Cost: 2 n p^2 flops and 24 p^2 bytes beside a block of rows, for p columns in all.
     """
-    from scipy.linalg import lapack
-
     columns = columns or {}
     width = sum(int(a.shape[1]) for a in arrays.values()) + len(columns)
-    found, n, pivot = np.zeros((width + 1, width + 1), order="F"), 0, np.zeros(width)
+    found, n, pivot = no_rows(width + 1), 0, np.zeros(width)
     for start, blocks in float64_blocks(function, arrays):
         parts = []
         for name, block in blocks.items():
@@ -66,7 +63,7 @@ def root_of_rows(function: str, arrays: Mapping[str, Array], columns: Mapping[st
         with np.errstate(over="ignore", invalid="ignore"):
             pivot = pivot if n else rows.mean(axis=0)
             np.subtract(rows, pivot, out=below[:, 1:])
-        found = lapack.dtpqrt(0, min(_PANEL, width + 1), found, below, overwrite_a=1, overwrite_b=1)[0]
+        found = with_rows(found, below)
         n += len(rows)
     if not (np.isfinite(found).all() and np.isfinite(pivot).all()):
         raise ValueError(f"{function}: sums over rows of {' and '.join(arrays)} overflow; scale the data down")
@@ -83,9 +80,14 @@ def scaled(a: Float64) -> Float64:
     return np.asarray(np.ldexp(a, -power_of_two(a)))
 
 
+def powers_of_columns(a: Float64) -> NDArray[np.int64]:
+    """Return the power of two of each column."""
+    return np.asarray(np.frexp(abs(a).max(axis=0, initial=0.0))[1], np.int64)
+
+
 def scaled_columns(a: Float64) -> Float64:
     """Return the same, each column with its own power of two."""
-    return np.asarray(np.ldexp(a, -np.frexp(abs(a).max(axis=0, initial=0.0))[1]))
+    return np.asarray(np.ldexp(a, -powers_of_columns(a)))
 
 
 def float64_blocks(

@@ -12,9 +12,9 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
-from typing import NoReturn, TextIO
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn, TextIO
 
 from gramless._version import __version__
 from gramless.integrations.logit_options import add_logits
@@ -64,6 +64,11 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message} (see {self.prog} --help)")
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        # argparse's own keeps quiet about what cannot be written
+        with output_named():
+            (file or sys.stdout).write(message)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line.
@@ -97,16 +102,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             # a name that the terminal cannot show must not cost the result
             sys.stdout.reconfigure(errors="backslashreplace")
         try:
-            parser = _parser()
-            arguments = parser.parse_args(argv)
-            if arguments.command is None:
-                parser.print_help()
-            else:
-                # loaded here, so that an interruption while it loads is one, too
-                from gramless.integrations import commands
-
-                getattr(commands, arguments.command)(arguments)
-            sys.stdout.flush()
+            try:
+                _run(argv)
+            except SystemExit:
+                # help and version leave this way
+                _flush()
+                raise
+            _flush()
         except BrokenPipeError:
             return ERROR
         except KeyboardInterrupt as interruption:
@@ -118,6 +120,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             _settle()
         return 0
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.command is None:
+        parser.print_help()
+        return
+    # loaded here, so that an interruption while it loads is one, too
+    from gramless.integrations import commands
+
+    getattr(commands, arguments.command)(arguments)
+
+
+def _flush() -> None:
+    with output_named():
+        sys.stdout.flush()
+
+
+@contextmanager
+def output_named() -> Iterator[None]:
+    """Say of an error that it is standard output that cannot be written, unless its reader went away."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(f"standard output: cannot be written: {error.strerror or error}") from None
 
 
 def _parser() -> argparse.ArgumentParser:

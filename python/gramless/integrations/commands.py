@@ -7,14 +7,14 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rich.console import Console
 
 from gramless._dispatch import set_num_threads
 from gramless._version import __version__
 from gramless.integrations.arrays import check_order, compare_sources, open_layers
-from gramless.integrations.cli import MAX_THREADS
+from gramless.integrations.cli import MAX_THREADS, output_named
 from gramless.integrations.formats import printable
 from gramless.integrations.info import describe
 from gramless.integrations.outputs import SUFFIXES, check_outputs, write_outputs
@@ -25,7 +25,12 @@ OPTIONS = ("estimator", "kernel", "bandwidth", "bandwidth_scale", "batch_size", 
 
 
 class _Console(Console):
-    """Leaves it to the command line what happens when the reader of a pipe goes away."""
+    """Leaves it to the command line what happens when standard output cannot be written."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print, and name standard output in an error."""
+        with output_named():
+            super().print(*objects, **options)
 
     def on_broken_pipe(self) -> NoReturn:
         raise BrokenPipeError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import platform
 
 from gramless import _dispatch
@@ -33,7 +34,7 @@ def describe() -> list[str]:
     for stem, backends in _dispatch.BACKENDS.items():
         chosen = _dispatch.resolve(stem, "auto").backend
         lines.append(f"kernel {stem}: runs on {chosen}")
-        lines += [f"  {backend}: {_missing(stem, backend) or 'available'}" for backend in backends]
+        lines += [f"  {backend}: {_told(stem, backend)}" for backend in backends]
     lines.append("libraries:")
     for name in LIBRARIES:
         try:
@@ -44,10 +45,13 @@ def describe() -> list[str]:
     return lines
 
 
-def _missing(stem: str, backend: str) -> str:
-    """Why a backend cannot be used; empty if it can."""
+def _told(stem: str, backend: str) -> str:
+    """Say whether a backend can be used, and if not, why."""
+    if backend == "cuda":
+        absent = [name for name in ("torch", "triton") if importlib.util.find_spec(name) is None]
+        return f"not available: needs {' and '.join(absent)}" if absent else "for tensors on a GPU"
     try:
         _dispatch.resolve(stem, backend)
     except RuntimeError as error:
         return f"not available: {error}"
-    return ""
+    return "available"

@@ -68,24 +68,13 @@ def run_logits(arguments: argparse.Namespace, console: Console) -> None:
     legend = ["p is A, q is B; natural logarithms", "+- standard error of the mean, for rows that are independent"]
     facts = {"version": __version__, "inputs": [arguments.a, arguments.b]}
     try:
-        _show(console, f"A  {a}", f"B  {b}", "", *comparison.lines(), "", *legend, counts)
+        print_lines(console, f"A  {a}", f"B  {b}", "", *comparison.lines(), "", *legend, counts)
     finally:
         # whatever becomes of the table: files are written
         problems = [_problem_of_writing(form, path, comparison, numbers, facts) for form, path in outputs.items()]
         if any(problems):
             raise OSError("; ".join(filter(None, problems)))
-    _show(console, *(f"wrote {printable(path)}" for path in outputs.values()))
-
-
-def _show(console: Console, *lines: str) -> None:
-    """Print lines; say that it is standard output that cannot be written."""
-    try:
-        print_lines(console, *lines)
-        console.file.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise OSError(f"standard output: cannot be written: {error.strerror or error}") from None
+    print_lines(console, *(f"wrote {printable(path)}" for path in outputs.values()))
 
 
 def _problem_of_writing(form: str, path: Path, comparison: LogitComparison, numbers: Any, facts: dict[str, Any]) -> str:

@@ -30,6 +30,8 @@ def gram_sums(
     coef0: float = 1.0,
     block_rows: int | None = None,
     pairs: NDArray[np.int64] | None = None,  # (m, 2)
+    sample_x: NDArray[Any] | None = None,  # (k, p)
+    sample_y: NDArray[Any] | None = None,  # (k, q)
     nonfinite: str = "raise",
 ) -> dict[str, Any]:
     """Return sums over i != j of K K, K L and L L, row sums over j != i, and diagonals.
@@ -37,7 +39,7 @@ def gram_sums(
     Of the pairs of rows only those in the given pairs (I, J), I <= J, of blocks of block_rows rows are counted, each in
     both orders; by default all are. The arrays over rows are zero where nothing was counted.
 
-    k(u, v) for linear is (u - c) . (v - c) for one sampled centre c, on which no HSIC depends; rbf
+    k(u, v) for linear is (u - c) . (v - c) for one centre c of sampled rows, on which no HSIC depends; rbf
     exp(-|u - v|^2 / (2 s^2)) - o; laplacian exp(-|u - v| / s) - o; distance |u - v|. The offset o is 1 for wide
     bandwidths s, where k is near 1 and the digits are in 1 - k, else 0. cosine is that of linear for rows and centre of
     length 1; polynomial f(u, v) - f(u, c) - f(c, v) + f(c, c) with f(u, v) = (u . v / p + coef0)^degree: HSIC does not
@@ -53,14 +55,14 @@ def gram_sums(
     visited: NDArray[np.bool_] = np.asarray(counted.any(axis=1))
     state: dict[str, Any] = {"n": n}
     matrices = []
-    for name, array, widths in (("x", x, bandwidth_x), ("y", y, bandwidth_y)):
+    for name, array, widths, sample in (("x", x, bandwidth_x, sample_x), ("y", y, bandwidth_y, sample_y)):
         if array is None:
             continue
         if nonfinite == "raise":
             _refuse_nonfinite(name, array, visited)
             if kernel == "cosine":
                 _refuse_zeros(name, array, visited)
-        scale, spread = _sample(array)
+        scale, spread = _sample(array if sample is None else sample)
         offsets = [_offset(kernel, width, spread) for width in _widths(widths)]
         full = np.stack(
             [

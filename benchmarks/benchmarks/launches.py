@@ -1,0 +1,106 @@
+"""Launches of the GPU's kernels that `compiled` compiles: a name, and a call on tensors in host memory.
+
+The call computes nothing. Its tensors tell the compiler what those on a GPU would: types, strides, alignment. A line of
+the table is a name and such a call; sizes are those of real layers, but for rows, which no kernel is compiled for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+ROWS = 4096
+
+
+def rows(p: int, dtype: str, n: int = ROWS) -> Any:
+    """An array (n, p)."""
+    import torch
+
+    return torch.zeros((n, p), dtype=getattr(torch, dtype))
+
+
+def moments(p: int, q: int, dtype: str, precision: str, **keywords: Any) -> Callable[[], object]:
+    def call() -> object:
+        from gramless._triton import moments
+
+        return moments.moments(rows(p, dtype), rows(q, dtype) if q else None, precision=precision, **keywords)
+
+    return call
+
+
+def gram_sums(
+    p: int, q: int, dtype: str, precision: str, kernel: str, *, halves: bool = False, bandwidths: int = 1
+) -> Callable[[], object]:
+    """One kernel, of all rows or of two blocks of half of them and their mirror."""
+
+    def call() -> object:
+        import numpy as np
+
+        from gramless._triton import gram_sums
+
+        arrays = {"x": rows(p, dtype), "y": rows(q, dtype) if q else None}
+        given: dict[str, Any] = {"kernel": kernel, "precision": precision}
+        if kernel in ("rbf", "laplacian"):
+            given |= {f"bandwidth_{name}": np.ones(bandwidths) for name, array in arrays.items() if array is not None}
+        if halves:
+            given |= {"block_rows": ROWS // 2, "pairs": np.array([[0, 1]])}
+        return gram_sums.gram_sums(**arrays, **given)
+
+    return call
+
+
+def layer_grid(
+    p: int, dtype: str, precision: str, kernel: str = "linear", bandwidth: float | str | None = None, n: int = 256
+) -> Callable[[], object]:
+    """One batch of two layers, of rows that are whole steps if p is a multiple of 64."""
+
+    def call() -> object:
+        import torch
+
+        from gramless._triton import _grid
+
+        made = _grid.Grid(
+            "layer_grid",
+            [p, p],
+            1,
+            torch.device("cpu"),
+            kernel=kernel,
+            bandwidth=bandwidth,
+            scale=1.0,
+            precision=precision,
+        )
+        made.update("layer_grid", [rows(p, dtype, n)] * 2, float(n))
+        return made
+
+    return call
+
+
+SCENARIOS: dict[str, Callable[[], object]] = {
+    "moments fast": moments(1024, 768, "bfloat16", "fast"),
+    "moments high": moments(1024, 768, "float32", "high"),
+    "moments exact": moments(1024, 768, "float64", "exact"),
+    "moments fast, narrow": moments(64, 0, "float16", "fast"),
+    "moments high, narrow": moments(48, 64, "bfloat16", "high"),
+    "moments exact, narrow": moments(64, 64, "float32", "exact"),
+    "gram_sums rbf fast": gram_sums(512, 512, "bfloat16", "fast", "rbf"),
+    "gram_sums rbf fast, long rows": gram_sums(4096, 4096, "bfloat16", "fast", "rbf"),
+    "gram_sums rbf high": gram_sums(512, 768, "float32", "high", "rbf"),
+    "gram_sums rbf high, long rows": gram_sums(4096, 4096, "float32", "high", "rbf"),
+    "gram_sums rbf fast, 8 bandwidths": gram_sums(512, 4096, "bfloat16", "fast", "rbf", bandwidths=8),
+    "gram_sums rbf high, 8 bandwidths": gram_sums(512, 4096, "float32", "high", "rbf", bandwidths=8),
+    "gram_sums rbf exact, 8 bandwidths": gram_sums(512, 512, "float64", "exact", "rbf", bandwidths=8),
+    "gram_sums rbf exact": gram_sums(512, 512, "float64", "exact", "rbf"),
+    "gram_sums linear high, long rows": gram_sums(4096, 4096, "bfloat16", "high", "linear"),
+    "gram_sums laplacian high, halves": gram_sums(512, 4096, "bfloat16", "high", "laplacian", halves=True),
+    "gram_sums distance fast, long rows": gram_sums(4096, 2048, "bfloat16", "fast", "distance"),
+    "gram_sums cosine high, x alone": gram_sums(1024, 0, "float16", "high", "cosine"),
+    "gram_sums polynomial": gram_sums(512, 768, "float32", "high", "polynomial"),
+    "layer grid bfloat16": layer_grid(4096, "bfloat16", "high"),
+    "layer grid float16, odd rows": layer_grid(4095, "float16", "high"),
+    "layer grid high": layer_grid(4096, "float32", "high"),
+    "layer grid high, odd rows": layer_grid(4095, "float32", "high"),
+    "layer grid fast": layer_grid(4096, "float32", "fast", "rbf", 1.0),
+    "layer grid exact": layer_grid(1024, "float64", "exact", "rbf", "median"),
+    "layer grid of few rows": layer_grid(1024, "bfloat16", "high", "rbf", "median", n=32),
+    "layer grid high of few rows": layer_grid(1024, "float32", "high", "rbf", "kornblith", n=32),
+}
