@@ -192,7 +192,7 @@ IMPORT_TABLE = {
     "distance_stream": floor("unembedding accumulators _row_values _states _checks", "numpy"),
     "unembedding": floor("_factors _pair_files _logit_checks _states _checks _dispatch", "numpy", "safetensors"),
     "_pair_files": floor("", "numpy"),
-    "_reflections": floor("_checks", "numpy", "scipy"),
+    "_reflections": floor("", "numpy", "scipy"),
     "_factors": floor("ops _reflections _logit_checks _progress _states _checks _dispatch", "numpy", "torch scipy"),
     "_explain": floor(
         "_explain_logits layers similarity independence estimates kernel_pass ops grids bandwidths"

@@ -66,13 +66,10 @@ class Columns:
     @classmethod
     def checked(cls, function: str, w1: Any, w2: Any, b1: Any, b2: Any, labels: Any) -> Self:
         """Return the columns of checked arguments."""
-        heads = []
-        for number, w, b in (("1", w1, b1), ("2", w2, b2)):
-            w = _checks.rows(function, f"w{number}", w)
-            heads.append(_logit_checks.head(function, np.empty((0, int(w.shape[1]))), w, b, None, number))
+        heads = [_logit_checks.weights(function, w, b, None, number) for number, w, b in (("1", w1, b1), ("2", w2, b2))]
         first, second = heads
         _logit_checks.pair(function, first, second)
-        given = _logit_checks.choice(function, heads, labels, None).labels
+        given, _ = _logit_checks.labels_of(function, heads, labels)
         if given is not None and len(given) == first.labels:
             given = None
         if first.b is None and second.b is None:
@@ -143,14 +140,11 @@ class Columns:
 
     def refuse_nonfinite(self, start: int, stop: int) -> None:
         """Name the first row of a block that is not finite; without one, the sums of the block overflow."""
-        for name, w in zip(("w1", "w2"), self.rows(start, stop), strict=True):
-            bad = np.flatnonzero(~np.isfinite(_checks.to_numpy(w).astype(np.float64)).all(axis=1))
-            if len(bad):
-                row = start + int(bad[0])
-                row = row if self.index is None else int(self.index[row])
-                error = ValueError(f"{self.function}: {name} has non-finite values in row {row}")
-                raise _checks.advise_on_nonfinite(error, w)
-        raise ValueError(f"{self.function}: sums over the labels overflow; scale the unembeddings down")
+        numbers = np.arange(start, stop) if self.index is None else self.index[start:stop]
+        found = _checks.nonfinite_row(
+            self.function, dict(zip(("w1", "w2"), self.rows(start, stop), strict=True)), numbers
+        )
+        raise found or ValueError(f"{self.function}: sums over the labels overflow; scale the unembeddings down")
 
     def marked(self) -> Any:
         """Return a SHA-256 of shapes, dtypes, labels and biases, which takes in marks of the rows next."""

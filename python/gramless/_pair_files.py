@@ -10,6 +10,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+SUFFIXES = (".safetensors", ".npz")
+
 
 def checksum(matrix: NDArray[np.float64]) -> str:
     """Return a hash of the values of a matrix, row by row."""
@@ -27,12 +29,3 @@ def opened(what: str, path: str | os.PathLike[str], mode: str) -> IO[Any]:
         return Path(path).open(mode)
     except OSError as error:
         raise failed(what, path, error) from None
-
-
-def suffix_of(method: str, path: str | os.PathLike[str]) -> str:
-    """Return the suffix of a path, one that can be saved."""
-    suffix = Path(path).suffix.lower()
-    if suffix not in (".safetensors", ".npz"):
-        found = os.fspath(path)
-        raise ValueError(f"UnembeddingPair.{method}: expected a path that ends in .safetensors or .npz, got {found!r}")
-    return suffix

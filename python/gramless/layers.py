@@ -59,7 +59,7 @@ class LayerGrid(Accumulator[Any]):
     -----
     Sums of tensors on a GPU stay there, and `update` does not wait for it: layers that are not finite are told by what
     reads the sums, and `reset` takes them away. An update of mode "minibatch" can be captured in a CUDA graph once one
-    has run; each replay adds what then lies where its tensors lay.
+    has run; each replay adds what then lies where its tensors lay. A grid belongs to one CUDA stream.
 
     "exact": for widths p of the layers of x and q of y 16 (sum p^2 + sum q^2 + sum p q) bytes: the sums, and their next
     value while an update is under way. Per row 2 sum p q flops for the pairs; self terms are computed once per layer.

@@ -18,7 +18,7 @@ from ._checks import Array
 from ._dispatch import check_backend
 from ._factors import unmasked
 from ._logit_checks import Choice, Head
-from .unembedding import UnembeddingPair, nonfinite_row
+from .unembedding import UnembeddingPair
 
 METHODS = ("auto", "factor", "vocabulary")
 # bytes of hidden states that are held in float64, and the fewest rows of them
@@ -246,7 +246,7 @@ def _by_vocabulary(function: str, first: Head, second: Head, chosen: Choice, bac
             text = str(error).replace("logit_pairs", function, 1)
             # logits may be -inf
             states = {of.number: h for of, h in ((first, h1), (second, h2)) if of.w is not None}
-            named = nonfinite_row(function, {f"h{number}": h for number, h in states.items()}, rows)
+            named = _checks.nonfinite_row(function, {f"h{number}": h for number, h in states.items()}, rows)
             raise named or ValueError(text) from None
         squares[start : start + size] = state.delta_square
     if not np.isfinite(squares).all():

@@ -15,8 +15,7 @@ from . import _checks, _logit_checks
 from ._checks import Array
 from ._dispatch import check_backend
 from ._factors import EPS, Columns, Factor, factor, without_zeros
-from ._logit_checks import Head
-from ._pair_files import checksum, failed, opened, suffix_of
+from ._pair_files import SUFFIXES, checksum, failed, opened
 from ._states import saved
 
 if TYPE_CHECKING:
@@ -212,8 +211,7 @@ class UnembeddingPair:
             if int(h.shape[1]) != size:
                 width = f"the hidden size {size} of its unembedding"
                 raise ValueError(f"{function}: expected {name} with {width}, got shape {tuple(h.shape)}")
-        # a choice among labels of any model
-        chosen = _logit_checks.choice(function, [Head(arrays["h1"], None, None, None, "")], None, mask).mask
+        chosen = None if mask is None else _logit_checks.row_mask(function, mask, n)
         kept = np.arange(n) if chosen is None else np.flatnonzero(chosen)
         squares = np.empty(len(kept))
         size = max(_LEAST_ROWS, _BLOCK_BYTES // (8 * self.width))
@@ -263,7 +261,7 @@ class UnembeddingPair:
             sums = out.sum(axis=1)
         if np.isfinite(sums).all():
             return
-        error = nonfinite_row(function, dict(zip(arrays, (h1, h2), strict=True)), numbers)
+        error = _checks.nonfinite_row(function, dict(zip(arrays, (h1, h2), strict=True)), numbers)
         if error is not None:
             raise error
         raise ValueError(f"{function}: differences of h1 and h2 overflow; scale the data down")
@@ -346,7 +344,7 @@ class UnembeddingPair:
         OSError
             If it cannot be written.
         """
-        suffix = suffix_of("save", path)
+        suffix = _checks.path_suffix("UnembeddingPair.save", path, SUFFIXES)
         try:
             # numpy gives a path without .npz another name
             with Path(path).open("wb") as file:
@@ -370,7 +368,7 @@ class UnembeddingPair:
         OSError
             If it cannot be opened.
         """
-        suffix = suffix_of("load", path)
+        suffix = _checks.path_suffix("UnembeddingPair.load", path, SUFFIXES)
         with opened("load: cannot read", path, "rb") as file:
             try:
                 if suffix == ".safetensors":
@@ -386,13 +384,3 @@ class UnembeddingPair:
                 # what a damaged file makes its parsers raise has no useful bound
                 why = str(error).removeprefix("UnembeddingPair.from_dict: ")
                 raise ValueError(f"UnembeddingPair.load: cannot read {os.fspath(path)!r}: {why}") from error
-
-
-def nonfinite_row(function: str, arrays: Mapping[str, Array], rows: NDArray[np.int64]) -> ValueError | None:
-    """Return an error that names the first row that is not finite, by its number among all; None if there is none."""
-    for name, h in arrays.items():
-        bad = np.flatnonzero(~np.isfinite(_checks.to_numpy(h).astype(np.float64)).all(axis=1))
-        if len(bad):
-            error = ValueError(f"{function}: {name} has non-finite values in row {int(rows[bad[0]])}")
-            return _checks.advise_on_nonfinite(error, h)
-    return None

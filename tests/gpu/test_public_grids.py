@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import numpy as np
@@ -133,3 +135,21 @@ def test_refusals(layers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_checks, "gpu_of", lambda x: "cuda:1" if tuple(x.shape) == (30, 5) else "cuda:0")
     with pytest.raises(RuntimeError, match="same device"):
         stream.update(xs, ys)
+
+
+def test_other_layers_after_reset(layers: Any) -> None:
+    stream = grid(backend=BACKEND).update(*part(layers, 0, 30, on_gpu=True))
+    stream.reset()
+    assert "layers=0 x 0" in repr(stream)
+    xs, ys = part(layers, 0, 30, on_gpu=True)
+    assert stream.update({"a": xs["a"]}, ys).finalize().layers_x == ("a",)
+    other = grid(backend=BACKEND).update(xs, ys)
+    stream.load_state_dict(other.state_dict())
+    assert stream.update(xs, ys).finalize().layers_x == ("a", "b")
+
+
+def test_copies(layers: Any) -> None:
+    stream = grid(backend=BACKEND).update(*part(layers, 0, 30, on_gpu=True))
+    for again in (copy.deepcopy(stream), pickle.loads(pickle.dumps(stream))):
+        assert again.update(*part(layers, 30, 64, on_gpu=True)).n == 64
+    assert stream.n == 30

@@ -3,10 +3,10 @@
 k_ij from the products of packed rows i and j of x (`_rows`) and their norms, l_ij likewise from y, for all bandwidths.
 Cost: n^2 (p + q) flops for "fast", 3 times that for "high": only tiles i <= j are computed. A tile's sums over its rows
 and over its columns, the rows of its mirror, are partials that a second pass adds in fixed order: R^2 s / 16 bytes for
-each array and a block of R rows, 134 MB at n = 1e6, s = 1, beside two packed blocks of each array. At p = q = 512 tiles
+each array and a block of R rows, 67 MB at n = 1e6, s = 1, beside two packed blocks of each array. At p = q = 512 tiles
 of 128 x 128 are 34 Mflop of 512 KB from the cache, and 2000 instructions of each thread for 128 kernel values.
-Numerics: products, kernel values and sums over a row of a tile in float32, for "exact" in float64; sums over rows and
-tiles in float64. NaN stays NaN, padded rows count nothing.
+Numerics: products and kernel values in float32, for "exact" in float64; sums over a row of a tile likewise, for kernels
+without a bound in float64; sums over rows and tiles in float64. NaN stays NaN, padded rows count nothing.
 Rejected: sums over columns by float atomics: no two runs would agree.
 """
 
@@ -60,8 +60,8 @@ def gram_sums(
     whatever nonfinite says. error_x and error_y are `sampled_error`, 0 for "exact". Up to 1024 rows, float64 input and
     polynomials are "exact" whatever precision says.
 
-    Peak extra bytes: two packed blocks of rows of each array (_launch.WORKSPACE_BYTES), 256 MiB of partials, and 64
-    features of the result.
+    Peak extra bytes: `scratch_bytes`; two packed blocks of rows of each array (_launch.WORKSPACE_BYTES, if two blocks of
+    128 rows take no more), and up to 256 MiB of partials.
     """
     n = int(x.shape[0])
     arrays = (

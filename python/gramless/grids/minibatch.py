@@ -75,8 +75,13 @@ class MinibatchGrid(Accumulator[_State]):
     @property
     def names(self) -> tuple[str, ...]:
         """Layers so far, by the names of both sides."""
-        state = self._on_host if self._on_gpu is None else self._on_gpu
-        return tuple(state.widths) if state else ()
+        if self._on_gpu is not None:
+            return () if self._on_gpu.untouched else tuple(self._on_gpu.widths)
+        return tuple(self._on_host.widths) if self._on_host else ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # what lies on a GPU does not go elsewhere
+        return super().__getstate__() | {"_on_host": self._state, "_on_gpu": None}
 
     # batches of tensors on a GPU are added there, and stay until somebody reads them
 
@@ -90,8 +95,10 @@ class MinibatchGrid(Accumulator[_State]):
             self._on_host = state
         elif state is None:
             self._on_gpu.reset()
-        else:
+        elif dict(state.widths) == dict(self._on_gpu.widths):
             self._on_gpu.load(state.table, state.carry)
+        else:
+            self._on_host, self._on_gpu = state, None
 
     def _read(self, function: str) -> _State | None:
         if self._on_gpu is None:
@@ -108,6 +115,9 @@ class MinibatchGrid(Accumulator[_State]):
     def add(self, function: str, arrays: dict[str, Array]) -> None:
         """Add one batch of checked layers by the names of both sides."""
         n, widths = _checks.same_rows(function, arrays), widths_of(arrays)
+        if self._on_gpu is not None and self._on_gpu.untouched and self._on_gpu.widths != widths:
+            # no batch of the layers that its buffers are for
+            self._on_gpu = None
         before = self._on_host if self._on_gpu is None else self._on_gpu
         if before is not None:
             _checks.same_widths(function, before.widths, widths)
