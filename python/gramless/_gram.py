@@ -74,6 +74,9 @@ class GramState:
         Those of y.
     product : float64 array of shape (s,) or None
         Sum of k l over i != j.
+    error : float
+        Relative error of kernel values, root mean square, as a few random tiles tell that were computed again in
+        float64: of passes on a GPU whose rows are rounded, else 0.
 
     Notes
     -----
@@ -104,6 +107,7 @@ class GramState:
     x: GramSide
     y: GramSide | None
     product: Float64 | None
+    error: float = 0.0
 
     def __repr__(self) -> str:
         counted = "" if self.complete else f", pairs={self.pairs} of {self.all_pairs}"
@@ -151,7 +155,8 @@ class GramState:
                 f"merge: expected states without common pairs of rows, got {self.pairs} and {other.pairs} pairs of "
                 f"{self.all_pairs}"
             )
-        merged = replace(self, pairs=pairs, eps=max(self.eps, other.eps), x=self.x.merge(other.x))
+        eps, error = max(self.eps, other.eps), max(self.error, other.error)
+        merged = replace(self, pairs=pairs, eps=eps, error=error, x=self.x.merge(other.x))
         if self.y is None or other.y is None or self.product is None or other.product is None:
             if self.y is not other.y:
                 raise ValueError("merge: expected two states with y or two without, got one of each")
@@ -183,6 +188,7 @@ class GramState:
             coef0=self.coef0,
             pairs=self.pairs,
             eps=self.eps,
+            **({"error": self.error} if self.error else {}),
         )
 
     @classmethod
@@ -221,6 +227,7 @@ class GramState:
             x=side("x"),
             y=side("y") if paired else None,
             product=_checks.state_array(function, state, "product", (count,)) if paired else None,
+            error=float(_checks.state_array(function, state, "error", ())) if "error" in state else 0.0,
         )
         if made.pairs > made.all_pairs or made.degree < 1 or count < 1:
             raise ValueError(f"{function}: expected at most {made.all_pairs} pairs, a degree and a bandwidth")

@@ -281,6 +281,7 @@ def gram_sums(
         x=_gram_side(flat, "x", width_x),
         y=None if y is None else _gram_side(flat, "y", width_y),
         product=flat.get("sum_xy"),
+        error=max(float(flat.get(f"error_{name}", 0.0)) for name in arrays),
     )
 
 

@@ -71,6 +71,14 @@ class TestValues:
         for k in range(2):
             bounds.assert_relative(gl.cka(got.select(k)), gl.cka(want.select(k)), bounds.SAME_FP64)
 
+    def test_error_of_rounded_rows_is_told(self, tensors: Any) -> None:
+        x, y = (torch.cat([t] * 4) for t in tensors)
+        keywords = {"kernel": "rbf", "bandwidth_x": 5.0, "bandwidth_y": 5.0, "backend": BACKEND}
+        found = {p: gl.gram_sums(x, y, precision=p, **keywords) for p in ("fast", "high", "exact")}
+        assert found["fast"].error > found["high"].error > found["exact"].error == 0
+        again = gl.GramState.from_dict(found["fast"].to_dict())
+        assert again.error == found["fast"].error
+
     def test_checkpoint_goes_on(self, tensors: Any, tmp_path: Any) -> None:
         keywords = {"kernel": "rbf", "bandwidth": 2.0, "backend": BACKEND, "checkpoint": tmp_path / "pass.npz"}
         want = gl.GramSums(*tensors, **keywords).run()

@@ -14,7 +14,7 @@ from ._launch import Config, Configs, cdiv
 from ._rows import ROWS, packed_bytes
 
 # sums of the rows of tiles that are held at a time, unless one block of rows needs more
-_PARTIAL_BYTES = 256 * 2**20
+_PARTIAL_BYTES = 128 * 2**20
 # the least rows of a tile, for which there are the most sums
 _LEAST_TILE = 64
 # rows [first, last)

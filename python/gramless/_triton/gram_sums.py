@@ -60,8 +60,8 @@ def gram_sums(
     whatever nonfinite says. error_x and error_y are `sampled_error`, 0 for "exact". Up to 1024 rows, float64 input and
     polynomials are "exact" whatever precision says.
 
-    Peak extra bytes: `scratch_bytes`; two packed blocks of rows of each array (_launch.WORKSPACE_BYTES, if two blocks of
-    128 rows take no more), and up to 256 MiB of partials.
+    Peak extra bytes: `scratch_bytes`, of packed blocks of rows (_launch.WORKSPACE_BYTES, or two blocks of 128 rows of
+    each array) and up to 256 MiB of partials.
     """
     n = int(x.shape[0])
     arrays = (

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 # rows that centre and offset are taken from, as in a pass over all rows
 _SAMPLED_ROWS = 7
 _MOST_BLOCK_ROWS = 8192
+# numbers of a state of which the largest counts
+_WORST = ("eps", "error")
 
 
 def gram_sums(
@@ -188,13 +190,14 @@ class _Sums:
         self.n = n
         self.pairs = 0
         self.eps = 0.0
+        self.error = 0.0
         self.arrays: dict[str, NDArray[np.float64]] = {}
         self.fixed: dict[str, NDArray[np.float64]] = {}
 
     def add(self, part: GramState, places: Sequence[tuple[int, int]]) -> None:
         """Add the sums of a few rows, whose places among all rows are given piece by piece."""
         self.pairs += part.pairs
-        self.eps = max(self.eps, part.eps)
+        self.eps, self.error = max(self.eps, part.eps), max(self.error, part.error)
         sides = {"x": part.x} if part.y is None else {"x": part.x, "y": part.y}
         for name, side in sides.items():
             self.fixed |= {f"{name}.bandwidth": side.bandwidth, f"{name}.offset": side.offset}
@@ -214,13 +217,13 @@ class _Sums:
 
     def reduced(self, ring: _Ring, paired: bool, options: dict[str, Any]) -> GramState:
         """Return the sums of all processes, added in their order: the same bits everywhere."""
-        numbers = {"pairs": np.array(self.pairs), "eps": np.array(self.eps)}
+        numbers = {key: np.array(getattr(self, key)) for key in ("pairs", *_WORST)}
         # a process without rows has no sums
         filled = [found for found in gather(self.arrays | self.fixed | numbers, ring.group) if "x.square" in found]
         total = filled[0]
         for found in filled[1:]:
             total |= {key: total[key] + found[key] for key in self.summed(total)}
-            total["eps"] = np.maximum(total["eps"], found["eps"])
+            total |= {key: np.maximum(total[key], found[key]) for key in _WORST}
 
         def side(name: str) -> GramSide:
             return GramSide(**{field.name: total[f"{name}.{field.name}"] for field in fields(GramSide)})
@@ -232,6 +235,7 @@ class _Sums:
             coef0=float(options["coef0"]),
             pairs=int(total["pairs"]),
             eps=float(total["eps"]),
+            error=float(total["error"]),
             x=side("x"),
             y=side("y") if paired else None,
             product=total.get("product"),
@@ -240,7 +244,7 @@ class _Sums:
     @staticmethod
     def summed(arrays: Iterable[str]) -> list[str]:
         """Return the names of what adds up."""
-        return [key for key in arrays if key != "eps" and not key.endswith(("bandwidth", "offset"))]
+        return [key for key in arrays if key not in _WORST and not key.endswith(("bandwidth", "offset"))]
 
 
 def _add_pairs(
