@@ -103,10 +103,12 @@ def pair(function: str, first: Head, second: Head) -> None:
         larger, least = max((first, second), key=lambda of: of.labels), min(first.labels, second.labels)
         name = f"h{larger.number}[:, :{least}]" if larger.w is None else f"w{larger.number}[:{least}]"
         bias = "" if larger.b is None else f" and b{larger.number}[:{least}]"
+        lone = [of.number for of in (first, second) if of.w is None]
+        taken = f"; without w{lone[0]}, h{lone[0]} is taken for logits" if len(lone) == 1 else ""
         raise ValueError(
             f"{function}: expected the same labels in both models, got {first.labels} of model {first.number} and "
             f"{second.labels} of model {second.number}; pass {name}{bias} if the first {least} labels are the same, "
-            "and labels= for those of them that both models share"
+            f"and labels= for those of them that both models share{taken}"
         )
 
 

@@ -55,7 +55,7 @@ class KernelPass:
         """Return both arrays, checked; on the host, unless a GPU will do as well."""
         if self.backend == "cuda" and not on_gpu:
             raise RuntimeError(
-                f"{self.function}: this way of it reads host memory, and backend='cuda' has no kernel for it"
+                f"{self.function}: permutations and random features read host memory, and have no backend='cuda'"
             )
         if hasattr(type(x), "finalize"):
             raise TypeError(

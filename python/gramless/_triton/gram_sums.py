@@ -61,7 +61,7 @@ def gram_sums(
     polynomials are "exact" whatever precision says.
 
     Peak extra bytes: `scratch_bytes`, of packed blocks of rows (_launch.WORKSPACE_BYTES, or two blocks of 128 rows of
-    each array) and up to 256 MiB of partials.
+    each array) and up to 128 MiB of partials.
     """
     n = int(x.shape[0])
     arrays = (
