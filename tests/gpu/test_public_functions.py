@@ -12,7 +12,7 @@ import torch
 import gramless as gl
 from gramless import _checks, _device
 from gramless._triton import _launch
-from support import bounds, cases, device
+from support import bounds, cases, device, memory
 
 CASE = cases.Case("gpu_public", "several chunks of a stream", 300, 20, 7)
 # the interpreter takes arrays of the host where backend="cuda" is asked for; a GPU takes its tensors by itself
@@ -200,6 +200,18 @@ class TestFaults:
 
 
 class TestDevices:
+    def test_an_old_compiler_is_refused(self) -> None:
+        program = """
+import triton
+triton.__version__ = "3.4.0"
+import numpy as np, gramless as gl
+try:
+    gl.cka(np.eye(5), np.eye(5), backend="cuda")
+except RuntimeError as error:
+    print(error)
+"""
+        assert "expected Triton 3.5 or newer, got 3.4.0" in memory.run(program)
+
     def test_arrays_of_the_host_need_a_gpu(self, arrays: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(_launch, "interpreting", lambda: False)
         with pytest.raises(RuntimeError, match="backend='cuda' needs tensors on a GPU, got arrays in host memory"):
