@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,11 +61,11 @@ def launch(program: str, world: int, folder: Path) -> list[str]:
     return outputs
 
 
-def states(folder: Path, world: int) -> list[MomentState]:
+def states(folder: Path, world: int, kind: Any = MomentState) -> list[Any]:
     found = []
     for rank in range(world):
         with np.load(folder / f"{rank}.npz") as arrays:
-            found.append(MomentState.from_dict(dict(arrays)))
+            found.append(kind.from_dict(dict(arrays)))
     return found
 
 

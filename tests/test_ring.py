@@ -10,7 +10,7 @@ import pytest
 import gramless as gl
 from gramless._gram import GramState
 from support import bounds, cases
-from test_distributed import launch
+from test_distributed import launch, states
 
 ROWS = cases.Case("distributed", "", 120, 9, 6)
 KERNELS = {
@@ -32,14 +32,6 @@ for index, (cuts, kernel, keywords, dtype) in enumerate({calls}):
 """
 
 
-def states(folder: Path, world: int) -> list[GramState]:
-    found = []
-    for rank in range(world):
-        with np.load(folder / f"{rank}.npz") as arrays:
-            found.append(GramState.from_dict(dict(arrays)))
-    return found
-
-
 SHARES = {
     1: ((0, 120),),
     2: ((0, 50, 120), (0, 0, 120), (0, 119, 120)),
@@ -57,7 +49,7 @@ def test_is_the_state_of_all_rows(tmp_path: Path, world: int, block: int) -> Non
     x, y = ROWS.arrays("fp64")
     for index, (cuts, kernel, keywords, dtype) in enumerate(calls):
         want = gl.gram_sums(x.astype(dtype), y.astype(dtype), kernel=kernel, **keywords)
-        runs = [states(tmp_path / str(index) / str(repeat), world) for repeat in range(2)]
+        runs = [states(tmp_path / str(index) / str(repeat), world, GramState) for repeat in range(2)]
         for state in runs[0] + runs[1]:
             assert state.complete, (cuts, kernel)
             bounds.assert_same_dicts(state.to_dict(), runs[0][0].to_dict(), f"{kernel} of {cuts} in two processes")

@@ -154,7 +154,7 @@ def chosen(
 
 def _distances(function: str, name: str, rows: Array, backend: str, *, exact: bool) -> NDArray[Any]:
     """Return the distances over i < j, flat."""
-    if backend == "cuda" or _checks.gpu_of(rows):
+    if _device.is_asked_for({name: rows}, backend):
         _dispatch.resolve("gram_sums", backend, arrays={name: rows}, precision="exact")
         return _on_gpu(function, name, rows, exact=exact)
     kernel = _dispatch.resolve_gram_values(backend)

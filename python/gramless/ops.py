@@ -123,7 +123,7 @@ def moments(
     arrays = {"x": _checks.rows(function, "x", x, on_gpu=True)}
     if y is not None:
         arrays["y"] = _checks.rows(function, "y", y, on_gpu=True)
-    n = _checks.same_rows(function, arrays)
+    _checks.same_rows(function, arrays)
     if not self_terms and (y is None or pivot_x is None or pivot_y is None):
         raise ValueError("moments: self_terms=False needs y, pivot_x and pivot_y, those of the self moments")
     chosen = _dispatch.resolve(function, backend, arrays=arrays, precision=precision)
@@ -131,12 +131,11 @@ def moments(
         "pivot_x": _checks.pivot(function, "pivot_x", pivot_x, arrays["x"]),
         "pivot_y": _checks.pivot(function, "pivot_y", pivot_y, arrays.get("y")),
     }
+    keywords = {**pivots, "self_terms": self_terms, "nonfinite": nonfinite}
     if chosen.backend == "cuda":
-        flat = _on_gpu(chosen, arrays, **pivots, self_terms=self_terms, nonfinite=nonfinite)
-        if nonfinite == "raise":
-            _refuse_faults(function, flat, n, arrays)
-        return _moment_state(flat, y is not None, self_terms)
-    flat = _on_host(chosen, arrays, **pivots, self_terms=self_terms, nonfinite=nonfinite)
+        flat = _on_gpu(function, chosen, arrays, **keywords)
+    else:
+        flat = _on_host(chosen, arrays, **keywords)
     return _moment_state(flat, y is not None, self_terms)
 
 
@@ -262,10 +261,7 @@ def gram_sums(
         **samples,
     }
     if chosen.backend == "cuda":
-        flat = _on_gpu(chosen, arrays, **keywords)
-        if nonfinite == "raise":
-            _refuse_faults(function, flat, n, arrays)
-        flat = _device.on_host(flat)
+        flat = _device.on_host(_on_gpu(function, chosen, arrays, **keywords))
     else:
         flat = _on_host(chosen, arrays, **keywords)
         if nonfinite == "raise" and not all(np.isfinite(flat[key]).all() for key in flat if key.startswith("sum_")):
@@ -305,24 +301,28 @@ def unread_moments(
     """Return the state of `moments` of checked arrays on a GPU, and what it has found, without a wait for either."""
     chosen = _dispatch.resolve("moments", backend, arrays=arrays, precision=precision)
     about = {f"pivot_{name}": pivots.get(name) for name in arrays}
-    flat = _on_gpu(chosen, arrays, **about, self_terms=True, nonfinite="propagate")
+    flat = _on_gpu("moments", chosen, arrays, **about, self_terms=True, nonfinite="propagate")
     rounded = all("float64" not in str(a.dtype) for a in arrays.values())
     return _moment_state(flat, len(arrays) == 2, self_terms=True), _device.Unread(_device.first_rows(flat), rounded)
 
 
-def _on_gpu(chosen: _dispatch.Choice, arrays: Mapping[str, Array], **keywords: Any) -> dict[str, Any]:
-    """Return the results of a kernel on a GPU, and what rows it finds fault with, without a wait for the device."""
+def _on_gpu(function: str, chosen: _dispatch.Choice, arrays: Mapping[str, Array], **keywords: Any) -> dict[str, Any]:
+    """Return the results of a kernel on a GPU, and what rows it finds fault with; it waits if that is to be refused."""
     tensors = {name: _device.tensor(a) for name, a in arrays.items()}
     for name, x in tensors.items():
         if keywords.get(f"sample_{name}") is not None:
             keywords[f"sample_{name}"] = _device.tensor(keywords[f"sample_{name}"])
         if f"pivot_{name}" in keywords:
             keywords[f"pivot_{name}"] = _device.beside(keywords[f"pivot_{name}"], x)
-    return chosen.kernel(*tensors.values(), **keywords)
+    flat = chosen.kernel(*tensors.values(), **keywords)
+    if keywords["nonfinite"] == "raise":
+        _refuse_faults(function, flat, arrays)
+    return flat
 
 
-def _refuse_faults(function: str, flat: Mapping[str, Any], n: int, arrays: Mapping[str, Array]) -> None:
+def _refuse_faults(function: str, flat: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
     """Refuse what a kernel on a GPU finds fault with; this waits for the device."""
+    n = int(next(iter(arrays.values())).shape[0])
     try:
         finite = _device.judge(function, flat, n)
     except ValueError as error:
@@ -338,13 +338,7 @@ def _refuse_faults(function: str, flat: Mapping[str, Any], n: int, arrays: Mappi
 def _moment_state(flat: dict[str, Any], paired: bool, self_terms: bool) -> MomentState | SelfMoments | CrossMoments:
     if not paired:
         return _self_moments(flat, "x")
-    norms = flat["norms_xy"]
-    cross = CrossMoments(
-        flat["sxy"],
-        flat["weighted_xy"],
-        flat["weighted_yx"],
-        norms if _checks.is_torch(norms) else np.asarray(norms),
-    )
+    cross = CrossMoments(flat["sxy"], flat["weighted_xy"], flat["weighted_yx"], _scalar(flat["norms_xy"]))
     return MomentState(_self_moments(flat, "x"), _self_moments(flat, "y"), cross) if self_terms else cross
 
 
@@ -367,14 +361,18 @@ def _gram_side(flat: dict[str, Any], name: str, widths: NDArray[np.float64] | No
 
 
 def _self_moments(flat: dict[str, Any], name: str) -> SelfMoments:
-    key = f"norms_{name}{name}"
     return SelfMoments(
         n=flat["n"],
         pivot=flat[f"pivot_{name}"],
         sum=flat[f"sum_{name}"],
         second=flat[f"s{name}{name}"],
         weighted=flat[f"weighted_{name}{name}"],
-        norms=flat[key] if _checks.is_torch(flat[key]) else np.asarray(flat[key]),
+        norms=_scalar(flat[f"norms_{name}{name}"]),
         cubes=flat[f"cubes_{name}"],
         fourths=flat[f"fourths_{name}"],
     )
+
+
+def _scalar(value: Any) -> Array:
+    """Return a number as an array without a dimension; a tensor is one already."""
+    return value if _checks.is_torch(value) else np.asarray(value)

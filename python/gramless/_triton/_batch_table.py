@@ -35,7 +35,6 @@ OF_PAIRS = sum(dims == 2 for dims in KEYS.values())
 COUNTERS, RECORD = 4, 3
 _COUNTERS = tl.constexpr(COUNTERS)
 _OF_PAIRS = tl.constexpr(OF_PAIRS)
-_OF_LAYERS = tl.constexpr(len(KEYS) - OF_PAIRS)
 # pairs or layers of a program, rows and partials that it reads at a time
 BLOCK_Q, BLOCK_N, BLOCK_S = 16, 64, 64
 

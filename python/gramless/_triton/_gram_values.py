@@ -17,12 +17,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from . import _rows
 from ._gram_tile import exp2_less
 from ._launch import Config, Configs
 from ._tile import multiply, to_bfloat16, triangle
 
 # rows that a centre is the median of, and how many the tiles of these hold
-SAMPLED_ROWS = tl.constexpr(7)
+SAMPLED_ROWS = tl.constexpr(_rows.SAMPLED_ROWS)
 SAMPLE = tl.constexpr(8)
 # numbers of a layer in a table: address, strides of rows and features, features, and which layer it is
 COLUMNS = tl.constexpr(5)
@@ -34,8 +35,6 @@ SQUARES = tl.constexpr(1)
 RBF = tl.constexpr(2)
 # a centre is taken where the sampled values differ from it by less than this share of it
 _NEAR = tl.constexpr(0.125)
-# pieces of the features that are read at a time
-_PIECES = tl.constexpr(16)
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _LARGEST = tl.constexpr(3.4028234663852886e38)
 

@@ -17,7 +17,6 @@ _OLDEST = (3, 5)
 if tuple(int(part) for part in triton.__version__.split(".")[:2]) < _OLDEST:
     raise ImportError(f"expected Triton {'.'.join(map(str, _OLDEST))} or newer, got {triton.__version__}")
 
-PRECISIONS = ("fast", "high", "exact")
 # bytes of packed rows that a kernel holds at a time, unless one block of rows needs more
 WORKSPACE_BYTES = 512 * 2**20
 # timings of each candidate, where a run is asked for

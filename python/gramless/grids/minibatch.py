@@ -193,6 +193,11 @@ class MinibatchGrid(Accumulator[_State]):
         raise ValueError(f"{function}: expected the same settings on every process, got {settings} elsewhere")
 
     @property
+    def _host_backend(self) -> str:
+        # of what is left of batches on a GPU, the few rows that several streams make together are in host memory
+        return "auto" if self._backend == "cuda" else self._backend
+
+    @property
     def _settings(self) -> dict[str, Any]:
         kernel = self._kernel
         return {
@@ -222,21 +227,18 @@ class MinibatchGrid(Accumulator[_State]):
         n = int(layers[0].shape[0])
         plan = self._plan(function, n, layers)
         try:
-            # of what is left of batches on a GPU, the few rows that several streams make together are in host memory
-            backend = "auto" if self._backend == "cuda" else self._backend
-            sums = grid_sums(layers, self._kernel, names=names, block=plan.block, backend=backend)
+            sums = grid_sums(layers, self._kernel, names=names, block=plan.block, backend=self._host_backend)
         except ValueError as error:
             raise ValueError(f"{function}: {error}") from None
         return BatchTable.of(names, sums, weight=float(n) if self._weights == "rows" else 1.0)
 
     def _plan(self, function: str, n: int, layers: list[Array]) -> BlockPlan:
         limit = self._max_bytes
-        backend = "auto" if self._backend == "cuda" else self._backend
-        plan = plan_blocks(n, layers, self._kernel, backend, limit)
+        plan = plan_blocks(n, layers, self._kernel, self._host_backend, limit)
         if limit is None and plan.needed > self._roomy:
             # what is free is asked for once, and again when a batch needs more than any before: half a millisecond
             limit = available_bytes()
-            plan = plan_blocks(n, layers, self._kernel, backend, limit)
+            plan = plan_blocks(n, layers, self._kernel, self._host_backend, limit)
             self._roomy = plan.needed
         plan.refuse_beyond(function, limit, "available" if self._max_bytes is None else "max_bytes")
         return plan
