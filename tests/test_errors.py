@@ -169,6 +169,20 @@ class TestMeasures:
         ):
             refuses(ValueError, f"{function}: expected {text}", function, X, Y, kernel="polynomial", **bad)
 
+    @pytest.mark.parametrize(
+        ("kernel", "change"),
+        [
+            ("linear", {"bandwidth_scale": 0.5}),
+            ("cosine", {"bandwidth_scale": 2.0}),
+            ("rbf", {"degree": 2}),
+            ("distance", {"coef0": 0.0}),
+        ],
+    )
+    def test_parameters_of_other_kernels(self, function: str, kernel: str, change: dict) -> None:
+        ((name, value),) = change.items()
+        text = f"{function}: kernel='{kernel}' has no {name}, got {name}={value}"
+        refuses(ValueError, text, function, X, Y, kernel=kernel, **change)
+
     def test_only_one_array(self, function: str) -> None:
         refuses(TypeError, "two arrays or a MomentState", function, X)
 
@@ -181,6 +195,8 @@ class TestMeasures:
         text = f"{function}: this GramState is of kernel='distance' and its own bandwidth, give neither"
         refuses(ValueError, text, function, state, kernel="rbf")
         refuses(ValueError, text, function, state, kernel="rbf", bandwidth=1.0)
+        own = gl.gram_sums(X, Y, kernel="rbf", bandwidth_x=1.0, bandwidth_y=1.0)
+        refuses(ValueError, "and its own bandwidth, give neither", function, own, kernel="rbf", bandwidth_scale=2.0)
         refuses(ValueError, "needs a MomentState, got a GramState", function, state, estimator="feature_corrected")
 
     def test_keywords_only(self, function: str) -> None:

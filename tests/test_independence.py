@@ -24,11 +24,13 @@ NARROW = cases.Case("independence_narrow", "", 40, 6, 4)
 
 
 def asked(kernel: str, estimator: str, backend: str = "auto") -> KernelPass:
-    return KernelPass("hsic", kernel, estimator, None, 1.0, grams.DEGREE, grams.COEF0, backend)
+    given = keywords(kernel)
+    return KernelPass("hsic", kernel, estimator, None, 1.0, given.get("degree", 3), given.get("coef0", 1.0), backend)
 
 
 def keywords(kernel: str) -> dict[str, object]:
-    return {"kernel": kernel, "degree": grams.DEGREE, "coef0": grams.COEF0}
+    given = {"degree": grams.DEGREE, "coef0": grams.COEF0} if kernel == "polynomial" else {}
+    return {"kernel": kernel, **given}
 
 
 def orders(n: int, count: int, seed: int) -> list[np.ndarray]:
@@ -163,7 +165,8 @@ class TestPValue:
             x = rng.standard_normal((100, 1))
             y = x**2 + rng.standard_normal((100, 1))
             for kernel, pvalues in found.items():
-                test = gl.hsic_test(x, y, kernel=kernel, null=null, n_permutations=99, seed=seed)
+                drawn = {"n_permutations": 99} if null == "permutation" else {}
+                test = gl.hsic_test(x, y, kernel=kernel, null=null, seed=seed, **drawn)
                 pvalues.append(test.pvalue)
         assert all(np.mean(np.array(found[kernel]) <= 0.05) >= bounds.COVERAGE for kernel in ("rbf", "laplacian"))
         assert np.median(found["linear"]) > 0.05 > np.median(found["distance"])
@@ -320,6 +323,8 @@ class TestErrors:
             ({"kernel": "linear", "bandwidth": 1.0}, ValueError, "kernel='linear' has no bandwidth"),
             ({"bandwidth_scale": -1.0}, ValueError, "expected bandwidth_scale above 0"),
             ({"n_permutations": 0}, ValueError, "expected n_permutations of at least 1, got 0"),
+            ({"null": "gamma", "n_permutations": 99}, ValueError, "n_permutations=99 has no effect with null='gamma'"),
+            ({"coef0": 0.5}, ValueError, "kernel='rbf' has no coef0, got coef0=0.5"),
             ({"n_permutations": 9.5}, TypeError, "expected n_permutations to be an int, got float"),
             ({"seed": -1}, ValueError, "expected seed of at least 0, got -1"),
             ({"seed": None}, TypeError, "expected seed to be an int, got NoneType"),

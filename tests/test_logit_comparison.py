@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
@@ -207,6 +208,12 @@ class TestRows:
         assert isinstance(sketched.quantiles(name, 0.5), float)
         assert sketched.quantiles(name, [[0.5, 0.9]]).shape == (1, 2)
 
+    @pytest.mark.parametrize("rows", [None, np.zeros(3), np.zeros(N, np.float32)], ids=["none", "shape", "dtype"])
+    def test_saved_rows_of_another_kind_are_refused(self, rows: Any) -> None:
+        stream = gl.LogitPairs(W1, W2, keep_rows=True).update(H1, H2)
+        with pytest.raises(ValueError, match=rf"'js\.rows' to be float64 of shape \({N},\)"):
+            stream.load_state_dict(stream.state_dict() | {"js.rows": rows})
+
     def test_refusals(self) -> None:
         got = gl.compare_logits(*MODELS, divergences=False)
         for name in ("js", "nll_p", "top1_agreement", "kl"):
@@ -274,6 +281,14 @@ class TestExtremes:
         got = gl.compare_logits(z, None, z, None, targets=np.ones(4, int))
         assert (got.nll_p, got.perplexity_p) == (1e4, math.inf)
 
+    @pytest.mark.parametrize("scale", [1e-40, 1e-30, 1e-20, 1e20, 1e37])
+    def test_distances_whose_squares_float32_does_not_hold(self, backend: Backend, scale: float) -> None:
+        z1, z2 = ((scale * logits(h, w)).astype(np.float32) for h, w in ((H1, W1), (H2, W2)))
+        got = gl.compare_logits(z1, None, z2, None, backend=backend.name)
+        delta = z1.astype(np.float64) - z2
+        square = np.square(delta - delta.mean(1, keepdims=True)).sum(1).mean()
+        bounds.assert_relative(got.logit_distance, math.sqrt(square), bounds.INVARIANCE_FP32)
+
 
 class TestState:
     def test_state(self) -> None:
@@ -294,6 +309,18 @@ class TestState:
     def test_a_state_stands_alone(self, more: dict[str, Any]) -> None:
         with pytest.raises(TypeError, match=f"compare_logits: a LogitPairState .* got {next(iter(more))}, too"):
             gl.compare_logits(gl.logit_pairs(*MODELS), **more)
+
+    @pytest.mark.parametrize(
+        ("change", "text"),
+        [
+            ({"temperature": 0.0}, "temperature of the state above 0, got 0.0"),
+            ({"temperature": None}, "temperature of the state to be a number, got NoneType"),
+            ({"softcap2": "5"}, "softcap2 of the state to be a number, got str"),
+        ],
+    )
+    def test_options_changed_by_hand_are_refused(self, change: dict[str, Any], text: str) -> None:
+        with pytest.raises((TypeError, ValueError), match=f"^compare_logits: expected {text}"):
+            gl.compare_logits(replace(gl.logit_pairs(*MODELS), **change))
 
     def test_no_rows(self) -> None:
         with pytest.raises(ValueError, match="compare_logits: expected at least one row, got a state of none"):
@@ -321,34 +348,6 @@ class TestStandardErrors:
             ))  # fmt: skip
             bounds.assert_coverage(np.abs(values - getattr(truth, name)) < T_200 * errors, name)
             assert 1 / bounds.STDERR_FACTOR < errors.mean() / values.std() < bounds.STDERR_FACTOR, name
-
-
-class TestTexts:
-    def test_repr(self) -> None:
-        got = gl.compare_logits(*MODELS)
-        numbers = f"kl_pq={got.kl_pq:.4g}, kl_qp={got.kl_qp:.4g}, logit_distance={got.logit_distance:.4g}"
-        assert repr(got) == f"LogitComparison(n=300, labels=70, {numbers})"
-
-    def test_table(self) -> None:
-        got = gl.compare_logits(*MODELS, targets=np.where(TARGETS < 9, -1, TARGETS))
-        lines = str(got).splitlines()
-        assert lines[0] == "300 rows, 70 labels; p is model 1, q is model 2"
-        assert all(len(line) <= 80 for line in lines)
-        assert len(lines) == 2 + len(got.stderr) + 1
-        kl = next(line for line in lines if line.startswith("KL(p||q)")).split()
-        assert float(kl[1]) == float(f"{got.kl_pq:.4g}")
-        assert float(kl[2]) == float(f"{got.stderr['kl_pq']:.3g}")
-        assert float(kl[3]) == float(f"{got.quantiles('kl_pq', 0.5):.3g}")
-        assert lines[-1] == f"targets of {got.n_targets} rows"
-
-    def test_json(self) -> None:
-        got = gl.compare_logits(*MODELS, targets=TARGETS)
-        found = json.loads(json.dumps(got.to_dict(), allow_nan=False))
-        assert found["format"] == "gramless.logit_comparison/1"
-        assert (found["n"], found["labels"], found["n_targets"]) == (N, V, N)
-        assert all(found[name] == getattr(got, name) for name in got.stderr)
-        assert found["stderr"] == got.stderr
-        assert found["quantiles"]["kl_pq"]["0.5"] == got.quantiles("kl_pq", 0.5)
 
 
 NAN = np.where(np.arange(V)[:, None] == 3, np.nan, W1)

@@ -118,6 +118,7 @@ class TestErrors:
             ({"mode": "fast"}, "mode"),
             ({"mode": "minibatch", "kernel": "laplacian"}, "kernel"),
             ({"mode": "minibatch", "kernel": "linear", "bandwidth": 1.0}, "bandwidth"),
+            ({"mode": "minibatch", "bandwidth_scale": 2.0}, "kernel='linear' has no bandwidth_scale, got"),
             ({"mode": "minibatch", "kernel": "rbf", "bandwidth": 0.0}, "bandwidth"),
             ({"mode": "minibatch", "kernel": "rbf", "bandwidth": -1.0}, "bandwidth"),
             ({"mode": "minibatch", "kernel": "rbf", "bandwidth": "mode"}, "bandwidth"),

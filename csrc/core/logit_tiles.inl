@@ -1,8 +1,11 @@
 // The epilogue of tiles of logits for one instruction set level.
 //
 // numerics: exponentials and sums over one row of a tile in T, beyond in fp64. E_p delta and the difference of the log
-// normalisers are taken about the same shift m1 - m2, so that their difference, KL, keeps its digits.
+// normalisers are taken about the same shift m1 - m2, so that their difference, KL, keeps its digits. Squares are those
+// of deviations scaled by a power of two, which keeps them within the range of T.
 #pragma once
+
+#include <cstring>
 
 #include "core/exp2.inl"
 #include "core/log2.inl"
@@ -195,6 +198,21 @@ void logit_sums(const LogitRows<T>& z, std::int64_t rows, std::int64_t cols, std
         sums_of<T, false>(z, rows, cols, first, out);
 }
 
+// the largest power of two that is at most a, where both it and its inverse are in the range of T
+template <class T>
+inline double power_of_two(T a) {
+    constexpr double kMost = sizeof(T) == 4 ? 0x1p126 : 0x1p1000;
+    const double value = static_cast<double>(a);
+    double found = value < kMost ? value : kMost;
+    found = found > 1 / kMost ? found : 1 / kMost;
+    std::uint64_t bits;
+    std::memcpy(&bits, &found, sizeof bits);
+    // the exponent alone
+    bits &= std::uint64_t{0x7ff} << 52;
+    std::memcpy(&found, &bits, sizeof bits);
+    return found;
+}
+
 // `value` where z1 or z2 is above -inf, else 0
 template <class T, int kN, bool kMasked>
 inline Vector<T, kN> counted(Vector<T, kN> z1, Vector<T, kN> z2, Vector<T, kN> value) {
@@ -227,7 +245,9 @@ void pair_sums_of(const LogitRows<T>& p, const LogitRows<T>& q, std::int64_t row
         });
         const T m1 = most.most(0), m2 = most.most(1);
         const double labels = kMasked ? plain.total(2) : static_cast<double>(cols), some = labels > 0 ? labels : 1;
-        const T middle = static_cast<T>(plain.total(0) / some);
+        const T middle = static_cast<T>(plain.total(0) / some), most_delta = most.most(2);
+        const double unit = power_of_two<T>(most_delta);
+        const T scale = static_cast<T>(1 / unit), shift = middle * scale;
         enum { kSum1, kWeighted1, kDelta1, kSum2, kWeighted2, kDelta2, kOff, kSquare, kCount };
         RowSums<T, kCount> sums;
         each_column<T>(cols, [&](auto lanes, std::int64_t j) {
@@ -235,7 +255,7 @@ void pair_sums_of(const LogitRows<T>& p, const LogitRows<T>& q, std::int64_t row
             const auto x = load<T, kN>(z1 + j), y = load<T, kN>(z2 + j);
             auto a = x - m1, b = y - m2;
             auto e1 = exp_below<T, kN>(a), e2 = exp_below<T, kN>(b);
-            const auto off = counted<T, kN, kMasked>(x, y, (x - y) - middle);
+            const auto off = counted<T, kN, kMasked>(x, y, (x - y) * scale - shift);
             auto delta1 = a - b, delta2 = delta1;
             if constexpr (kMasked) {
                 const Vector<T, kN> none{};
@@ -257,7 +277,6 @@ void pair_sums_of(const LogitRows<T>& p, const LogitRows<T>& q, std::int64_t row
         });
         // rounded to T, it would not cancel with the difference of the log normalisers
         const double about = static_cast<double>(m1) - static_cast<double>(m2);
-        const T most_delta = most.most(2);
         const bool endless = kMasked && most_delta == kInfinity<T>;
         out.p.largest[i] = static_cast<double>(m1);
         out.q.largest[i] = static_cast<double>(m2);
@@ -269,8 +288,8 @@ void pair_sums_of(const LogitRows<T>& p, const LogitRows<T>& q, std::int64_t row
         out.delta_q[i] = sums.total(kDelta2) + about * sums.total(kSum2);
         // the mean was rounded to T: what the sum about it leaves puts it and the square right
         const double left = sums.total(kOff) / some;
-        out.mean[i] = endless ? kInfinity<double> : static_cast<double>(middle) + left;
-        out.square[i] = endless ? kInfinity<double> : sums.total(kSquare) - left * left * labels;
+        out.mean[i] = endless ? kInfinity<double> : static_cast<double>(middle) + left * unit;
+        out.square[i] = endless ? kInfinity<double> : (sums.total(kSquare) - left * left * labels) * unit * unit;
         out.abs[i] = endless ? kInfinity<double> : plain.total(1);
         out.most[i] = static_cast<double>(most_delta);
         out.counted[i] = labels;

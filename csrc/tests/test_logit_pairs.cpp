@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #include "check.hpp"
@@ -110,6 +111,41 @@ void test_shapes() {
     }
 }
 
+// squares of deviations whose own range is too small for them
+template <class T>
+void test_range(T least, T most) {
+    const std::int64_t rows = 3, labels = 331;
+    SmallIntegers numbers(9);
+    for (T size_of_logits = least; size_of_logits < most; size_of_logits *= T(32)) {
+        std::vector<T> logits[2];
+        LogitPairsTask task;
+        for (std::size_t m = 0; m < 2; ++m) {
+            for (std::int64_t k = 0; k < rows * labels; ++k)
+                logits[m].push_back(static_cast<T>(numbers.next()) * size_of_logits);
+            task.models[m].h = view_of(logits[m], rows, labels);
+            task.models[m].given = true;
+        }
+        task.choice.function = "logit_pairs";
+        task.in_double = sizeof(T) == 8;
+        Result result(rows);
+        task.out = result.target();
+        compute_logit_pairs(task);
+        for (std::int64_t r = 0; r < rows; ++r) {
+            long double mean = 0, square = 0;
+            const auto delta = [&](std::int64_t j) {
+                const std::size_t at = size(r * labels + j);
+                return static_cast<long double>(logits[0][at]) - static_cast<long double>(logits[1][at]);
+            };
+            for (std::int64_t j = 0; j < labels; ++j)
+                mean += delta(j) / static_cast<long double>(labels);
+            for (std::int64_t j = 0; j < labels; ++j)
+                square += (delta(j) - mean) * (delta(j) - mean);
+            const long double near = 32 * static_cast<long double>(std::numeric_limits<T>::epsilon());
+            CHECK(std::fabs(task.out.delta_square[size(r)] - square) <= near * square);
+        }
+    }
+}
+
 // exact, since the numbers are small integers
 void test_bf16(const std::string& unit) {
     set_bf16_unit(unit);
@@ -157,6 +193,8 @@ int main() {
         set_num_threads(2);
         test_shapes<float>();
         test_shapes<double>();
+        test_range<float>(0x1p-140f, 0x1p115f);
+        test_range<double>(0x1p-500, 0x1p495);
     });
     for (const std::string& unit : bf16_units())
         test_bf16(unit);

@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ._row_values import SQUARED, TARGETS, RowTable
+from ._row_values import SKETCHED, SQUARED, TARGETS, RowTable
 
 FORMAT = "gramless.logit_comparison/1"
 # exp of what is larger overflows
 _LARGEST = 709.0
+# from where on whole numbers of two digits are long
+_LONG = 99_500
 # what to_dict tells of the values of rows
 SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -99,18 +102,18 @@ class LogitComparison:
     >>> print(found)
     200 rows, 500 labels; p is model 1, q is model 2
                                  mean         +-     median       95 %
-    KL(p||q)                  0.08883    0.00325     0.0797      0.174
-    KL(q||p)                  0.08814    0.00325     0.0781      0.174
-    Jeffreys                   0.1770    0.00649      0.157      0.343
-    JS                        0.02155   0.000771     0.0193     0.0420
-    total variation            0.1618    0.00298      0.157      0.235
-    logit distance, rms         9.629      0.167       9.29       13.3
-    logit L1                   0.3349    0.00580      0.330      0.482
+    KL(p||q)                  0.08883    0.00325      0.080       0.17
+    KL(q||p)                  0.08814    0.00325      0.078       0.17
+    Jeffreys                   0.1770    0.00649       0.16       0.34
+    JS                        0.02155   0.000771      0.019      0.042
+    total variation            0.1618    0.00298       0.16       0.23
+    logit distance, rms         9.629      0.167        9.3         13
+    logit L1                   0.3349    0.00580       0.33       0.48
     top-1 agreement            0.5750     0.0350
-    entropy of p                5.300     0.0304       5.42       5.87
-    entropy of q                5.221     0.0338       5.31       5.87
-    cross entropy of p, q       5.389     0.0308       5.42       5.99
-    cross entropy of q, p       5.310     0.0341       5.42       5.99
+    entropy of p                5.300     0.0304        5.4        5.9
+    entropy of q                5.221     0.0338        5.3        5.9
+    cross entropy of p, q       5.389     0.0308        5.4        6.0
+    cross entropy of q, p       5.310     0.0341        5.4        6.0
     >>> found.quantiles("kl_pq", [0.5, 0.9]).round(3)
     array([0.08 , 0.154])
     """
@@ -206,7 +209,11 @@ class LogitComparison:
         return "\n".join([models, *self.lines()])
 
     def lines(self) -> list[str]:
-        """Return a table as lines of text: means, standard errors, and medians and 95 % quantiles of the rows."""
+        """Return a table as lines of text: means, standard errors, and medians and 95 % quantiles of the rows.
+
+        Quantiles have two digits, which are what they are good for, unless rows were kept.
+        """
+        shown = _rough if self.rows is None else partial(_number, digits=3)
         lines = [f"{'':22}{'mean':>11}{'+-':>11}{'median':>11}{'95 %':>11}"]
         for name, title in _TITLES.items():
             value = getattr(self, name)
@@ -214,7 +221,7 @@ class LogitComparison:
                 continue
             cells = [_number(value, 4), _number(self.stderr[name], 3)]
             if name in self._table.columns and name != "top1_agreement":
-                cells += [_number(quantile, 3) for quantile in self.quantiles(name, [0.5, 0.95])]
+                cells += [shown(quantile) for quantile in self.quantiles(name, [0.5, 0.95])]
             lines.append(f"{title:22}" + "".join(f"{cell:>11}" for cell in cells))
         if self.n_targets not in (0, self.n):
             lines.append(f"targets of {self.n_targets} rows")
@@ -247,6 +254,14 @@ class LogitComparison:
 
 def _number(value: float, digits: int) -> str:
     return "-" if math.isnan(value) else f"{value:#.{digits}g}".rstrip(".")
+
+
+def _rough(value: float) -> str:
+    """Return the two digits that a sketch knows, as a whole number where that is short."""
+    low, high = SKETCHED
+    if 0 < value < low or high < value < math.inf:
+        return f"<{low:.0e}" if value < low else f">{high:.0e}"
+    return f"{float(f'{value:.2g}'):.0f}" if 99.5 <= abs(value) < _LONG else _number(value, 2)
 
 
 def _plain(value: float | None) -> float | None:

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 # so that numbers of labels do not overflow
 _MOST_LABELS = 2**62
 
+# fields that tell what logits were made with
+OPTIONS = ("temperature", "softcap", "softcap1", "softcap2")
+
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 
@@ -41,6 +44,8 @@ class LogitState:
         How many of the labels a row can have: those whose logit is above -inf.
     labels : int
         Number V' of labels.
+    temperature, softcap : float, float or None
+        What the logits were made with.
 
     Notes
     -----
@@ -67,6 +72,8 @@ class LogitState:
     target: Float64  # (N',)
     counted: Float64  # (N',)
     labels: int
+    temperature: float = 1.0
+    softcap: float | None = None
 
     def __repr__(self) -> str:
         return _text(self)
@@ -89,12 +96,14 @@ class LogitState:
     def merge(self, other: LogitState) -> LogitState:
         """Return the labels of both states, which are of the same rows and have no label in common.
 
+        It is taken on trust that they are of the same rows, of which only the number is known.
+
         Raises
         ------
         TypeError
             If other is not a LogitState.
         ValueError
-            If the states differ in rows, or have a top or a target in common.
+            If the states differ in the number of rows, in temperature or softcap, or have a top or a target in common.
         """
         _check_slices(self, other)
         lse = _merge_sums(self.lse, other.lse)
@@ -108,6 +117,8 @@ class LogitState:
             target=_merge_targets(self.target, other.target),
             counted=self.counted + other.counted,
             labels=self.labels + other.labels,
+            temperature=self.temperature,
+            softcap=self.softcap,
         )
 
 
@@ -141,6 +152,8 @@ class LogitPairState:
         Jensen-Shannon divergence and total variation, NaN where they were not asked for, and after a merge.
     labels : int
         Number V' of labels.
+    temperature, softcap1, softcap2 : float, float or None, float or None
+        What the logits were made with.
 
     Notes
     -----
@@ -183,6 +196,9 @@ class LogitPairState:
     js: Float64  # (N',)
     tv: Float64  # (N',)
     labels: int
+    temperature: float = 1.0
+    softcap1: float | None = None
+    softcap2: float | None = None
 
     def __repr__(self) -> str:
         return _text(self)
@@ -205,6 +221,8 @@ class LogitPairState:
     def merge(self, other: LogitPairState) -> LogitPairState:
         """Return the labels of both states, which are of the same rows and have no label in common.
 
+        It is taken on trust that they are of the same rows, of which only the number is known.
+
         JS and TV need the log normalisers of all labels, and are NaN: `gramless.logit_divergences` of each slice gives
         its share in them, once these are known.
 
@@ -213,7 +231,7 @@ class LogitPairState:
         TypeError
             If other is not a LogitPairState.
         ValueError
-            If the states differ in rows, or have a top or a target in common.
+            If the states differ in the number of rows, in temperature or softcaps, or have a top or a target in common.
         """
         _check_slices(self, other)
         lse_p, lse_q = _merge_sums(self.lse_p, other.lse_p), _merge_sums(self.lse_q, other.lse_q)
@@ -242,6 +260,9 @@ class LogitPairState:
             js=missing,
             tv=missing.copy(),
             labels=self.labels + other.labels,
+            temperature=self.temperature,
+            softcap1=self.softcap1,
+            softcap2=self.softcap2,
         )
 
 
@@ -260,11 +281,12 @@ def _text(state: LogitState | LogitPairState) -> str:
 
 
 def _nbytes(state: LogitState | LogitPairState) -> int:
-    return sum(getattr(state, field.name).nbytes for field in fields(state) if field.name != "labels")
+    values = (getattr(state, field.name) for field in fields(state))
+    return sum(value.nbytes for value in values if isinstance(value, np.ndarray))
 
 
 def _check_slices(mine: StateT, theirs: StateT) -> None:
-    """Refuse states of other rows, and what shows that slices of the vocabulary overlap."""
+    """Refuse states of other rows or options, and what shows that slices of the vocabulary overlap."""
     if type(theirs) is not type(mine):
         raise TypeError(f"merge: expected a {type(mine).__name__}, got {type(theirs).__name__}")
     if mine.n != theirs.n:
@@ -280,6 +302,11 @@ def _check_slices(mine: StateT, theirs: StateT) -> None:
                     f"merge: expected states without common labels, got label {label} in both; labels of a slice "
                     "w[first:] are numbered by numbered_from(first)"
                 )
+        elif field.name in OPTIONS and ours != others:
+            raise ValueError(
+                f"merge: expected states made with the same {field.name}, got {field.name}={ours} and "
+                f"{field.name}={others}"
+            )
         elif field.name.startswith("target") and (both := ~np.isnan(ours) & ~np.isnan(others)).any():
             raise ValueError(
                 f"merge: expected states without common labels, got a target of row {np.argmax(both)} in both"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from . import _checks, _sketch
 from ._arrays import readable
-from ._logits import LogitPairState
+from ._logits import OPTIONS, LogitPairState
 from .measures import logits
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ NAMES = (
 )
 # of these, the mean is that of squares
 SQUARED = ("logit_distance",)
+# between these, quantiles of a sketch are known by two digits
+SKETCHED = (_sketch.LOW, _sketch.HIGH)
 # numbers and sums of a column, as one vector
 _NUMBERS = 7
 
@@ -250,6 +252,10 @@ def check_state(function: str, state: LogitPairState) -> None:
         value, kind = getattr(state, name), np.int64 if name.startswith("top_") else np.float64
         if name == "labels":
             _checks.positive(function, "labels of the state", value)
+            continue
+        if name in OPTIONS:
+            if value is not None or name == "temperature":
+                _checks.above_zero(function, f"{name} of the state", value)
             continue
         if name.startswith("top_logit"):
             kind = np.float64

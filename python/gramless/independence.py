@@ -35,6 +35,8 @@ from .measures import gram as _gram
 
 # most rows whose kernel matrices are held
 HELD_ROWS = 4096
+# of hsic_test; the gamma null draws none, and refuses another number
+_DEFAULT_PERMUTATIONS = 999
 # rows that are looked up at a time, so that they stay in the cache
 _BLOCK_ROWS = 16
 # values nearer than this, relative to the largest, count as equal: float32 sums of the same terms in another order
@@ -149,8 +151,8 @@ def hsic_test(
     Raises
     ------
     TypeError, ValueError, RuntimeError
-        As `gramless.hsic`; ValueError if n < 4, n_permutations < 1 or seed < 0, and for the gamma null where the mean
-        over permutations is not above 0, as a polynomial kernel may have it.
+        As `gramless.hsic`; ValueError if n < 4, n_permutations < 1 or seed < 0, and for the gamma null if
+        n_permutations is given, or where the mean over permutations is not above 0, as a polynomial kernel may have it.
 
     Notes
     -----
@@ -196,6 +198,8 @@ def checked_null(function: str, null: Any, n_permutations: Any, seed: Any) -> in
     """Return the seed of a null of the test, all of it checked."""
     _checks.choice(function, "null", null, ("permutation", "gamma"))
     _checks.positive(function, "n_permutations", n_permutations)
+    if null == "gamma" and n_permutations != _DEFAULT_PERMUTATIONS:
+        raise ValueError(f"{function}: n_permutations={n_permutations} has no effect with null='gamma'")
     return _checks.seed(function, seed)
 
 

@@ -12,6 +12,13 @@ from ._gram import GramState
 from ._states import CrossMoments, MomentState, SelfMoments
 from .gram_pass import GramSums
 
+# defaults of the parameters that only some kernels have
+_PARAMETERS = {
+    "bandwidth_scale": (1.0, _checks.WITH_BANDWIDTH),
+    "degree": (3, ("polynomial",)),
+    "coef0": (1.0, ("polynomial",)),
+}
+
 
 @dataclass(frozen=True)
 class KernelPass:
@@ -31,6 +38,10 @@ class KernelPass:
         _checks.choice(self.function, "estimator", self.estimator, _checks.ESTIMATORS)
         _checks.gram_kernel(self.function, self.kernel, self.estimator, self.bandwidth, self.degree, self.coef0)
         bandwidths.check(self.function, "bandwidth", self._rule, self.bandwidth_scale, "bandwidth_scale")
+        for name, (default, kernels) in _PARAMETERS.items():
+            value = getattr(self, name)
+            if self.kernel not in kernels and value != default:
+                raise ValueError(f"{self.function}: kernel={self.kernel!r} has no {name}, got {name}={value!r}")
         _checks.choice(self.function, "precision", self.precision, _dispatch.PRECISIONS)
         _dispatch.check_backend(self.function, self.backend)
 
@@ -121,7 +132,7 @@ class KernelPass:
         if y is not None:
             raise TypeError(f"{self.function}: expected a {kind} alone, got y as well")
         own = state.kernel if isinstance(state, GramState) else "linear"
-        if self.bandwidth is not None or self.kernel not in ("linear", own):
+        if self.bandwidth is not None or self.bandwidth_scale != 1 or self.kernel not in ("linear", own):
             raise ValueError(f"{self.function}: this {kind} is of kernel={own!r} and its own bandwidth, give neither")
         if self.estimator == "feature_corrected" and isinstance(state, GramState):
             raise ValueError(f"{self.function}: estimator='feature_corrected' needs a MomentState, got a GramState")

@@ -77,7 +77,8 @@ def hsic(
         If an argument is no array, or its dtype is none of the four.
     ValueError
         If shapes do not fit, values are not finite, x or y is constant, n < 4 (biased: n < 2), a bandwidth is so small
-        or large that the kernel cannot tell rows apart, or two of null, fraction and "rff" are given.
+        or large that the kernel cannot tell rows apart, two of null, fraction and "rff" are given, or a parameter that
+        has no effect: n_features without "rff", n_permutations without null, one that the kernel does not have.
     RuntimeError
         If x and y are not on one device, the named backend does not read that, or it is missing.
 
@@ -178,8 +179,9 @@ def cka(
         If an argument is no array, or its dtype is none of the four.
     ValueError
         If shapes do not fit, values are not finite, x or y is constant, n < 4 (biased: n < 2), a bandwidth is so small
-        or large that the kernel cannot tell rows apart, a feature-corrected self term is negative, or two of null,
-        fraction and "rff" are given.
+        or large that the kernel cannot tell rows apart, a feature-corrected self term is negative, two of null,
+        fraction and "rff" are given, or a parameter that has no effect: n_features without "rff", n_permutations
+        without null, one that the kernel does not have.
     RuntimeError
         If x and y are not on one device, the named backend does not read that, or it is missing.
 
@@ -268,15 +270,16 @@ def cka_distance(
 class Way:
     """How a value is computed, and what is told beside it."""
 
-    method: str
-    n_features: int
-    fraction: float | None
-    null: str | None
-    n_permutations: int
-    seed: int
+    # the defaults are those of `cka`
+    method: str = "exact"
+    n_features: int = 512
+    fraction: float | None = None
+    null: str | None = None
+    n_permutations: int = 999
+    seed: int = 0
 
     def check(self, request: KernelPass, x: Any) -> None:
-        """Refuse what is out of range, and what does not go together."""
+        """Refuse what is out of range, what does not go together, and what has no effect."""
         function = request.function
         _checks.choice(function, "method", self.method, ("exact", "rff"))
         checked_frequencies(function, self.n_features)
@@ -293,6 +296,9 @@ class Way:
             asked.append("method='rff'")
         if len(asked) > 1:
             raise ValueError(f"{function}: expected one of null, fraction and method='rff', got {' and '.join(asked)}")
+        for name, needed in (("n_features", "method='rff'"), ("n_permutations", "null='permutation'")):
+            if needed not in asked and getattr(self, name) != getattr(Way, name):
+                raise ValueError(f"{function}: {name}={getattr(self, name)} has no effect without {needed}")
         for way in asked:
             if self.method == "rff" and request.kernel != "rbf":
                 raise ValueError(f"{function}: {way} needs kernel='rbf', got kernel={request.kernel!r}")
@@ -310,7 +316,7 @@ def _answer(request: KernelPass, x: Array | MomentState | GramState, y: Array | 
     normalised = request.function == "cka"
     of_features = random_features.cka if normalised else random_features.hsic
     if isinstance(x, MomentState):
-        if y is not None or request.bandwidth is not None:
+        if y is not None or request.bandwidth is not None or request.bandwidth_scale != 1:
             raise ValueError(f"{request.function}: this MomentState has the bandwidth of its features, give it alone")
         return of_features(x, request.estimator)
     x, y = request.arrays(x, y, on_gpu=way.fraction is not None)

@@ -220,6 +220,8 @@ def test_messages_speak_of_the_two_models_and_of_options(files, tmp_path, capsys
         "--batch-size 4 --null permutation": "batches have --estimator unbiased alone, and no null, got "
         "--null permutation",
         "--bandwidth 2": "--kernel linear has no bandwidth, got --bandwidth 2.0",
+        "--bandwidth-scale 2": "--kernel linear has no --bandwidth-scale, got --bandwidth-scale=2.0",
+        "--permutations 9": "--permutations=9 has no effect without --null permutation",
         "--kernel rbf --bandwidth -2": "expected bandwidth above 0, got -2.0",
         "--weights equal": "--weights equal needs batches, give --batch-size",
         "--kernel rbf --checkpoint sums": "--kernel rbf without --batch-size has no checkpoint: it holds all rows at "

@@ -333,4 +333,24 @@ class TestWays:
     def test_what_is_not_asked_for_changes_nothing(self) -> None:
         plain = gl.cka(self.X, self.Y)
         assert type(plain) is float
-        assert gl.cka(self.X, self.Y, seed=5, n_permutations=3, n_features=9, method="exact") == plain
+        assert gl.cka(self.X, self.Y, seed=5, method="exact") == plain
+
+    @pytest.mark.parametrize(
+        ("options", "text"),
+        [
+            ({"n_permutations": 3}, "n_permutations=3 has no effect without null='permutation'"),
+            ({"n_permutations": 3, "fraction": 0.5}, "n_permutations=3 has no effect without null='permutation'"),
+            ({"n_features": 9, "null": "permutation"}, "n_features=9 has no effect without method='rff'"),
+        ],
+    )
+    def test_what_has_no_effect_is_refused(self, options: dict, text: str) -> None:
+        for name, measure in (("cka", gl.cka), ("hsic", gl.hsic)):
+            with pytest.raises(ValueError, match=f"^{name}: {text}"):
+                measure(self.X, self.Y, **options)
+
+    def test_a_scale_beside_random_features_is_refused(self) -> None:
+        of_x, of_y = (gl.RandomFeatures(a.shape[1], 3.0, seed=k) for k, a in enumerate((self.X, self.Y)))
+        state = gl.moments(of_x.transform(self.X), of_y.transform(self.Y))
+        assert gl.cka(state, kernel="rbf", method="rff") > 0
+        with pytest.raises(ValueError, match="this MomentState has the bandwidth of its features, give it alone"):
+            gl.cka(state, kernel="rbf", method="rff", bandwidth_scale=2.0)

@@ -22,7 +22,8 @@ MANY = grams.ROWS_IN_DOUBLE + 76
 
 
 def options(kernel: str) -> dict:
-    return {"kernel": kernel, "degree": grams.DEGREE, "coef0": grams.COEF0}
+    given = {"degree": grams.DEGREE, "coef0": grams.COEF0} if kernel == "polynomial" else {}
+    return {"kernel": kernel, **given}
 
 
 def dense(x: np.ndarray, y: np.ndarray, kernel: str) -> tuple[np.ndarray, np.ndarray]:

@@ -54,6 +54,8 @@ class GridKernel:
         if name == "linear":
             if bandwidth is not None:
                 raise ValueError(f"{function}: kernel='linear' has no bandwidth, got bandwidth={bandwidth!r}")
+            if scale != 1:
+                raise ValueError(f"{function}: kernel='linear' has no bandwidth_scale, got bandwidth_scale={scale!r}")
             return cls(name, None, 1.0)
         rule = "median" if bandwidth is None else bandwidth
         bandwidths.check(function, "bandwidth", rule, scale, "bandwidth_scale")

@@ -33,6 +33,8 @@ __all__ = ["LayerSource", "check_order", "compare_files", "compare_sources", "op
 Chunk = Mapping[str, npt.NDArray[Any]]
 
 NULLS = ("permutation",)
+# of compare_files
+_DEFAULT_PERMUTATIONS = 200
 # a checkpoint at most this often (seconds), and never for more than a twentieth of the time
 CHECKPOINT_SECONDS = 60.0
 CHECKPOINT_SHARE = 20
@@ -175,6 +177,8 @@ def compare_sources(
         _checks.choice("compare_files", "null", null, NULLS)
         _checks.positive("compare_files", "n_permutations", n_permutations)
         _checks.seed("compare_files", seed)
+    elif n_permutations != _DEFAULT_PERMUTATIONS:
+        raise ValueError(f"compare_files: n_permutations={n_permutations} has no effect without null='permutation'")
     if batch_size is None and weights != "rows":
         raise ValueError(f"compare_files: weights={weights!r} needs batches, give batch_size")
     if batch_size is not None:

@@ -51,6 +51,7 @@ WORDS = (
     (re.compile(r"\b(layers?|and) y/"), r"\1 B/"),
     (re.compile(r"\bmode='minibatch'|\bbatch_size\b"), "--batch-size"),
     (re.compile(r"\bn_permutations\b"), "--permutations"),
+    (re.compile(r"\bbandwidth_scale\b"), "--bandwidth-scale"),
     (re.compile(r"\bvocab_size\b"), "--vocab-size"),
     (re.compile(r"\bbatch_rows\b"), "--batch-rows"),
     (re.compile(r"\bignore_index=(-?\d+) needs targets"), r"--ignore-index \1 needs --targets"),
