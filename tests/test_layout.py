@@ -145,7 +145,8 @@ def floor(internal, external="", lazy=""):
 BELOW_INTEGRATIONS = (
     "layers similarity random_features independence estimates kernel_pass gram_pass accumulators bandwidths measures"
     " logit_comparison logit_stream logit_distance distance_stream unembedding identifiability bounds"
-    " ops _gram _logits _states _checks _explain _costs _dispatch _device _processes grids _memory"
+    " ops _gram _logits _logit_checks _states _checks _arrays _explain _costs _dispatch _device _processes"
+    " grids _memory"
 )
 IMPORT_TABLE = {
     "__init__": floor(f"{BELOW_INTEGRATIONS} _core _version"),
@@ -178,20 +179,32 @@ IMPORT_TABLE = {
         "scipy",
     ),
     "logit_stream": floor(
-        "logit_comparison accumulators ops"
-        " _comparison _row_values _logit_checks _logits _states _checks _arrays _dispatch",
+        "accumulators ops _unread_pairs _head_weights _processes"
+        " _comparison _row_values _logits _states _device _checks _dispatch",
         "numpy",
     ),
+    "_head_weights": floor("_logit_checks _checks _arrays", "numpy"),
     "logit_comparison": floor(
-        "ops _comparison _row_values _logit_checks _logits _progress _checks _arrays _dispatch", "numpy"
+        "ops _unread_pairs _comparison _row_values _logit_checks _logits _progress _device _checks _arrays _dispatch",
+        "numpy",
     ),
+    "_unread_pairs": floor(
+        "logit_ops _arrivals _logit_checks _logits _device _checks _arrays _dispatch", "numpy", "torch"
+    ),
+    "_arrivals": floor("", "numpy", "torch"),
     "_comparison": floor("_row_values", "numpy"),
     "_row_values": floor("measures _sketch _logits _checks _arrays", "numpy"),
     "_sketch": floor("", "numpy"),
-    "logit_distance": floor("unembedding _factors ops _logit_checks _checks _dispatch", "numpy"),
-    "distance_stream": floor("unembedding accumulators _row_values _states _checks", "numpy"),
-    "unembedding": floor("_factors _pair_files _logit_checks _states _checks _dispatch", "numpy", "safetensors"),
-    "_pair_files": floor("", "numpy"),
+    "logit_distance": floor("unembedding _factors ops _logit_checks _device _checks _dispatch", "numpy"),
+    "distance_stream": floor(
+        "unembedding accumulators _device_rows _processes _row_values _states _device _checks _dispatch", "numpy"
+    ),
+    "unembedding": floor(
+        "_device_weights _device_rows _factors _pair_files _logit_checks _states _device _checks _dispatch", "numpy"
+    ),
+    "_device_weights": floor("_factors _device _checks _dispatch", "numpy", "torch"),
+    "_device_rows": floor("_arrivals _logit_checks _device _checks _dispatch", "numpy", "torch"),
+    "_pair_files": floor("_factors _checks", "numpy", "safetensors"),
     "_reflections": floor("", "numpy", "scipy"),
     "_factors": floor("ops _reflections _logit_checks _progress _states _checks _dispatch", "numpy", "torch scipy"),
     "_explain": floor(
@@ -210,7 +223,9 @@ IMPORT_TABLE = {
     "_processes": floor("_checks", "numpy", "torch"),
     "measures": floor("measures _gram _logits _states _checks", "numpy scipy array_api_compat"),
     "ops": floor("logit_ops _device _checks _dispatch _gram _states", "numpy", "torch"),
-    "logit_ops": floor("_logits _logit_checks _checks _dispatch", "numpy"),
+    "logit_ops": floor("_logit_calls _logits _logit_checks _device _checks _dispatch", "numpy"),
+    "_logit_calls": floor("_logit_faults _logit_checks _device _checks _dispatch", "numpy"),
+    "_logit_faults": floor("_logit_checks _device _checks", "numpy"),
     "_logits": floor("", "numpy"),
     "_logit_checks": floor("_checks _arrays", "numpy"),
     "_dispatch": floor("_checks"),

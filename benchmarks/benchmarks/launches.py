@@ -75,6 +75,29 @@ def layer_grid(
     return call
 
 
+def logits(
+    stem: str, d: int, dtype: str, precision: str, *, dtype_w: str = "", options: bool = False, v: int = 32_768
+) -> Callable[[], object]:
+    """Predictions over a vocabulary, without JS and TV, or with these and every option."""
+
+    def call() -> object:
+        import importlib
+
+        import numpy as np
+
+        kernel = getattr(importlib.import_module(f"gramless._triton.{stem}"), stem)
+        heads = [rows(d, dtype, 512), rows(d, dtype_w or dtype, v)] * (2 if stem == "logit_pairs" else 1)
+        given: dict[str, Any] = {"precision": precision}
+        if options:
+            b, numbers = np.zeros(v), ("1", "2") if stem == "logit_pairs" else ("",)
+            given |= {f"b{number}": b for number in numbers} | {f"softcap{number}": 30.0 for number in numbers}
+            given |= {"targets": np.zeros(512, np.int64), "mask": np.arange(512) > 0, "labels": np.arange(v)}
+            given |= {"divergences": True} if stem == "logit_pairs" else {}
+        return kernel(*heads, **given)
+
+    return call
+
+
 SCENARIOS: dict[str, Callable[[], object]] = {
     "moments fast": moments(1024, 768, "bfloat16", "fast"),
     "moments high": moments(1024, 768, "float32", "high"),
@@ -103,4 +126,13 @@ SCENARIOS: dict[str, Callable[[], object]] = {
     "layer grid exact": layer_grid(1024, "float64", "exact", "rbf", "median"),
     "layer grid of few rows": layer_grid(1024, "bfloat16", "high", "rbf", "median", n=32),
     "layer grid high of few rows": layer_grid(1024, "float32", "high", "rbf", "kornblith", n=32),
+    "logsumexp as given": logits("logsumexp", 4096, "bfloat16", "high"),
+    "logsumexp high, all options": logits("logsumexp", 2048, "float32", "high", options=True),
+    "logsumexp exact": logits("logsumexp", 1024, "float64", "exact"),
+    "logit_pairs as given": logits("logit_pairs", 4096, "bfloat16", "high"),
+    "logit_pairs as given, all options": logits("logit_pairs", 2048, "float16", "high", options=True),
+    "logit_pairs fast": logits("logit_pairs", 2048, "float32", "fast"),
+    "logit_pairs high": logits("logit_pairs", 2048, "float32", "high"),
+    "logit_pairs high of two types": logits("logit_pairs", 2048, "float32", "high", dtype_w="bfloat16"),
+    "logit_pairs exact, all options": logits("logit_pairs", 1024, "float64", "exact", options=True),
 }

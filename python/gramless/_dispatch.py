@@ -16,8 +16,8 @@ from ._checks import Array
 BACKENDS = {
     "moments": ("reference", "cpu", "cuda"),
     "gram_sums": ("reference", "cpu", "cuda"),
-    "logsumexp": ("reference", "cpu"),
-    "logit_pairs": ("reference", "cpu"),
+    "logsumexp": ("reference", "cpu", "cuda"),
+    "logit_pairs": ("reference", "cpu", "cuda"),
 }
 # of products on a GPU, in rising order of cost; the host has one
 PRECISIONS = ("fast", "high", "exact")

@@ -57,9 +57,9 @@ class Choice:
 
 def head(function: str, h: Any, w: Any, b: Any, softcap: Any, number: str = "") -> Head:
     """Return one model; number is that of its arguments, empty if there is one model."""
-    h = _checks.rows(function, f"h{number}", h, allow_empty=True)
+    h = _checks.rows(function, f"h{number}", h, allow_empty=True, on_gpu=True)
     if w is not None:
-        w = _checks.rows(function, f"w{number}", w)
+        w = _checks.rows(function, f"w{number}", w, on_gpu=True)
         if w.shape[1] != h.shape[1]:
             swapped = f"; w{number} has one row for each label, use w{number}.T" if w.shape[0] == h.shape[1] else ""
             raise ValueError(
@@ -71,7 +71,7 @@ def head(function: str, h: Any, w: Any, b: Any, softcap: Any, number: str = "") 
 
 def weights(function: str, w: Any, b: Any, softcap: Any, number: str) -> Head:
     """Return one model without its hidden states."""
-    return _head(function, None, _checks.rows(function, f"w{number}", w), b, softcap, number)
+    return _head(function, None, _checks.rows(function, f"w{number}", w, on_gpu=True), b, softcap, number)
 
 
 def _head(function: str, h: Array, w: Array | None, b: Any, softcap: Any, number: str) -> Head:
@@ -141,20 +141,21 @@ def choice(function: str, heads: Sequence[Head], labels: Any, mask: Any, targets
     return Choice(chosen, rows, made, without, len(counted))
 
 
-def _whole(function: str, name: str, value: Any, shape: str) -> NDArray[Any]:
-    found = readable(value)
+def _whole(function: str, name: str, found: NDArray[Any] | None, value: Any, shape: str) -> NDArray[Any]:
     if found is None or found.dtype.kind not in "iu":
         kind = type(value).__name__ if found is None else f"dtype {found.dtype}"
-        use = f"; use np.flatnonzero({name})" if kind == "dtype bool" else ""
+        use = "; use np.flatnonzero(labels)" if kind == "dtype bool" and name == "labels" else ""
         raise TypeError(f"{function}: expected {name} to be whole numbers of shape {shape}, got {kind}{use}")
     return found
 
 
 def _labels(function: str, labels: Any, count: int) -> NDArray[np.int64]:
     """Return labels in order, since the lowest of equals is the top."""
-    found = _whole(function, "labels", labels, "(V',)")
-    if found.ndim != 1 or not found.size:
+    found = readable(labels)
+    # of none, whatever their dtype: that of an empty list is float64
+    if found is not None and (found.ndim != 1 or not found.size):
         raise ValueError(f"{function}: expected labels of shape (V',), at least one, got shape {found.shape}")
+    found = _whole(function, "labels", found, labels, "(V',)")
     wrong = (found < 0) | (found >= count)
     if wrong.any():
         raise ValueError(f"{function}: expected labels from 0 to {count - 1}, got {found[np.argmax(wrong)]}")
@@ -180,16 +181,17 @@ def _targets(
     function: str, targets: Any, n: int, counted: NDArray[np.int64], kept: NDArray[np.bool_]
 ) -> NDArray[np.int64]:
     """Return a copy of the targets; only those of rows that count are looked at."""
-    found = _whole(function, "targets", targets, "(N,)")
+    found = _whole(function, "targets", readable(targets), targets, "(N,)")
     if found.shape != (n,):
         raise ValueError(f"{function}: expected targets of shape {(n,)}, one for each row, got {found.shape}")
     seen = found[counted]
     wrong = (seen < NO_TARGET) | (seen >= len(kept))
     if wrong.any():
         k = int(np.argmax(wrong))
+        ignored = f", as does ignore_index={seen[k]} of compare_logits and LogitPairs" if seen[k] < 0 else ""
         raise ValueError(
             f"{function}: expected targets from 0 to {len(kept) - 1}, or {NO_TARGET} for none, got {seen[k]} in row "
-            f"{counted[k]}; mask= leaves rows out"
+            f"{counted[k]}; mask= leaves rows out{ignored}"
         )
     left_out = (seen != NO_TARGET) & ~kept[seen]
     if left_out.any():

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _checks, _dispatch, _logit_checks
+from . import _checks, _device, _dispatch, _logit_calls, _logit_checks
 from ._checks import Array
-from ._logit_checks import Choice, Head
+from ._logit_checks import Head
 from ._logits import LogitPairState, LogitState
 
 
@@ -25,6 +24,7 @@ def logsumexp(
     temperature: float = 1.0,
     softcap: float | None = None,
     nonfinite: str = "raise",
+    precision: str = "high",
     backend: str = "auto",
 ) -> LogitState:
     """Log-sum-exp of the logits of one model, and what else follows from one pass over its labels.
@@ -34,7 +34,7 @@ def logsumexp(
     Parameters
     ----------
     h : array of shape (N, d), float16, bfloat16, float32 or float64
-        Hidden states. NumPy, torch on the CPU, or anything with DLPack. Never copied, never changed.
+        Hidden states. NumPy, torch on the CPU or a GPU, or anything with DLPack. Never copied, never changed.
     w : array of shape (V, d) or None
         Unembedding, one row for each label; its dtype may differ. None: h holds the logits (N, V), which may be -inf.
     b : array of shape (V,), optional
@@ -51,7 +51,11 @@ def logsumexp(
         c above 0; -inf stays -inf. Default: none.
     nonfinite : {"raise", "propagate"}
         What NaN and infinity do; "propagate" makes what they reach NaN.
-    backend : {"auto", "reference", "cpu"}
+    precision : {"fast", "high", "exact"}
+        Of products on a GPU: one bfloat16 product of float32 data, three that keep 16 bits of each value, or float64.
+        Data that are bfloat16 in both arrays, or float16, are multiplied as they are by all but "exact"; float64 always
+        in float64. The host has one precision.
+    backend : {"auto", "reference", "cpu", "cuda"}
         A named backend never falls back to another.
 
     Returns
@@ -67,7 +71,7 @@ def logsumexp(
         If shapes do not fit, labels or targets are out of range, every label is masked, temperature or softcap is not
         above 0, or values are not finite or overflow.
     RuntimeError
-        If an array is not in host memory, or the named backend is missing.
+        If arrays are on different devices, or the named backend is missing or reads elsewhere.
 
     Notes
     -----
@@ -92,11 +96,13 @@ def logsumexp(
     """
     function = "logsumexp"
     _checks.choice(function, "nonfinite", nonfinite, ("raise", "propagate"))
+    _checks.choice(function, "precision", precision, _dispatch.PRECISIONS)
     heat = _checks.above_zero(function, "temperature", temperature)
     model = _logit_checks.head(function, h, w, b, softcap)
     chosen = _logit_checks.choice(function, [model], labels, mask, targets)
-    flat = _call(
-        _dispatch.resolve(function, backend),
+    flat = _logit_calls.run(
+        function,
+        _dispatch.resolve(function, backend, arrays=_logit_calls.arrays(model), precision=precision),
         [model],
         chosen,
         [],
@@ -106,7 +112,8 @@ def logsumexp(
         softcap=model.softcap,
         nonfinite=nonfinite,
     )
-    return LogitState(**_without_targets(flat, chosen, ("target",)))
+    made = _logit_calls.without_targets(flat, chosen, ("target",))
+    return LogitState(**made, temperature=heat, softcap=model.softcap)
 
 
 def logit_pairs(
@@ -126,6 +133,7 @@ def logit_pairs(
     divergences: bool = False,
     workspace: int | None = None,
     nonfinite: str = "raise",
+    precision: str = "high",
     backend: str = "auto",
 ) -> LogitPairState:
     """Compare what two models predict for the same rows over the same labels, in one pass over both.
@@ -136,7 +144,7 @@ def logit_pairs(
     Parameters
     ----------
     h1 : array of shape (N, d1), float16, bfloat16, float32 or float64
-        Hidden states of model 1. NumPy, torch on the CPU, or anything with DLPack. Never copied, never changed.
+        Hidden states of model 1. NumPy, torch on the CPU or a GPU, or DLPack. Never copied, never changed.
     w1 : array of shape (V, d1) or None
         Its unembedding, one row for each label. None: h1 holds its logits (N, V), which may be -inf.
     h2, w2 : array of shape (N, d2) and (V, d2)
@@ -160,7 +168,11 @@ def logit_pairs(
         Bytes that logits may take so that these are not computed again for it. Default: 64 MiB.
     nonfinite : {"raise", "propagate"}
         What NaN and infinity do; "propagate" makes what they reach NaN.
-    backend : {"auto", "reference", "cpu"}
+    precision : {"fast", "high", "exact"}
+        Of products on a GPU: one bfloat16 product of float32 data, three that keep 16 bits of each value, or float64.
+        Data that are bfloat16 in both arrays, or float16, are multiplied as they are by all but "exact"; float64 always
+        in float64. The host has one precision.
+    backend : {"auto", "reference", "cpu", "cuda"}
         A named backend never falls back to another.
 
     Returns
@@ -176,7 +188,7 @@ def logit_pairs(
         If shapes do not fit, the models have different rows or labels, labels or targets are out of range, every label
         of a model is masked, temperature or a softcap is not above 0, or values are not finite or overflow.
     RuntimeError
-        If an array is not in host memory, or the named backend is missing.
+        If arrays are on different devices, or the named backend is missing or reads elsewhere.
 
     Notes
     -----
@@ -204,13 +216,15 @@ def logit_pairs(
     """
     function = "logit_pairs"
     _checks.choice(function, "nonfinite", nonfinite, ("raise", "propagate"))
+    _checks.choice(function, "precision", precision, _dispatch.PRECISIONS)
     heat = _checks.above_zero(function, "temperature", temperature)
     if workspace is not None:
         _checks.positive(function, "workspace", workspace)
     first, second = _two(function, (h1, w1, b1, softcap1), (h2, w2, b2, softcap2))
     chosen = _logit_checks.choice(function, [first, second], labels, mask, targets)
-    flat = _call(
-        _dispatch.resolve(function, backend),
+    flat = _logit_calls.run(
+        function,
+        _dispatch.resolve(function, backend, arrays=_logit_calls.arrays(first, second), precision=precision),
         [first, second],
         chosen,
         [],
@@ -224,7 +238,8 @@ def logit_pairs(
         workspace=workspace,
         nonfinite=nonfinite,
     )
-    return LogitPairState(**_without_targets(flat, chosen, ("target_p", "target_q")))
+    made = _logit_calls.without_targets(flat, chosen, ("target_p", "target_q"))
+    return LogitPairState(**made, temperature=heat, softcap1=first.softcap, softcap2=second.softcap)
 
 
 def logit_divergences(
@@ -243,6 +258,7 @@ def logit_divergences(
     softcap1: float | None = None,
     softcap2: float | None = None,
     nonfinite: str = "raise",
+    precision: str = "high",
     backend: str = "auto",
 ) -> dict[str, NDArray[np.float64]]:
     """Shares of these labels in the Jensen-Shannon divergence and the total variation of two models.
@@ -256,7 +272,7 @@ def logit_divergences(
         As in `logit_pairs`, like the other parameters that it has.
     lse_p, lse_q : float64 array of shape (N',)
         Log normalisers of both models over all labels, of the rows that count.
-    b1, b2, labels, mask, temperature, softcap1, softcap2, nonfinite, backend
+    b1, b2, labels, mask, temperature, softcap1, softcap2, nonfinite, precision, backend
         As in `logit_pairs`.
 
     Returns
@@ -290,12 +306,16 @@ def logit_divergences(
     """
     function = "logit_divergences"
     _checks.choice(function, "nonfinite", nonfinite, ("raise", "propagate"))
+    _checks.choice(function, "precision", precision, _dispatch.PRECISIONS)
     heat = _checks.above_zero(function, "temperature", temperature)
     first, second = _two(function, (h1, w1, b1, softcap1), (h2, w2, b2, softcap2))
     chosen = _logit_checks.choice(function, [first, second], labels, mask)
     given = {"lse_p": lse_p, "lse_q": lse_q}
-    return _call(
-        _dispatch.resolve("logit_pairs", backend, function),
+    return _logit_calls.run(
+        function,
+        _dispatch.resolve(
+            "logit_pairs", backend, function, arrays=_logit_calls.arrays(first, second), precision=precision
+        ),
         [first, second],
         chosen,
         [_logit_checks.log_normalisers(function, name, lse, chosen.n, nonfinite) for name, lse in given.items()],
@@ -317,19 +337,36 @@ def _two(function: str, *models: tuple[Any, Any, Any, Any]) -> tuple[Head, Head]
     return first, second
 
 
-def _call(
-    kernel: _dispatch.Choice, models: Sequence[Head], chosen: Choice, given: Sequence[Any], **keywords: Any
+def unread_logit_pairs(
+    first: Head,
+    second: Head,
+    *,
+    labels: Any = None,
+    targets: Any = None,
+    temperature: float = 1.0,
+    divergences: bool = False,
+    workspace: int | None = None,
+    precision: str = "high",
+    backend: str = "auto",
 ) -> dict[str, Any]:
-    arrays = [array for model in models for array in model.arrays(kernel.backend)]
-    try:
-        return kernel.kernel(*arrays, *given, labels=chosen.labels, mask=chosen.mask, **keywords)
-    except ValueError as error:
-        raise _checks.advise_on_nonfinite(error, *(array for array in arrays if array is not None)) from None
+    """Return what `logit_pairs` does of checked models on a GPU and all their rows, as tensors, without a wait.
 
-
-def _without_targets(flat: dict[str, Any], chosen: Choice, keys: Sequence[str]) -> Mapping[str, Any]:
-    """Return the result with NaN for rows that have no target."""
-    if chosen.without_target is not None:
-        for key in keys:
-            flat[key][chosen.without_target] = np.nan
-    return flat
+    Rows that something not finite reaches are NaN. Targets (N,) are a tensor there; one that is no label that counts
+    has the logit NaN.
+    """
+    kernel = _dispatch.resolve("logit_pairs", backend, arrays=_logit_calls.arrays(first, second), precision=precision)
+    arrays = [array for model in (first, second) for array in model.arrays(kernel.backend)]
+    tensors = [None if array is None else _device.tensor(array) for array in arrays]
+    return kernel.kernel(
+        *tensors,
+        b1=first.b,
+        b2=second.b,
+        labels=labels,
+        targets=targets,
+        temperature=temperature,
+        softcap1=first.softcap,
+        softcap2=second.softcap,
+        divergences=divergences,
+        workspace=workspace,
+        nonfinite="propagate",
+    )

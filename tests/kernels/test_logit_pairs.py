@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 
 import numpy as np
 import pytest
 from scipy import special
 
-from gramless import _dispatch, ops
+from gramless import ops
 from gramless.measures import logits as values
 from support import backends, bounds, cases, logit_truth, logits
 from support.backends import Backend
 from support.logits import Inputs
 
+STEM = "logit_pairs"
 DTYPES = list(cases.DTYPES)
 
 
@@ -92,11 +94,14 @@ class TestDefinition:
             bounds.assert_relative(getattr(got, key)[0], value, bounds.SAME_FP64, key)
         assert (got.top_p[0], got.top_q[0], got.target_q[0], got.labels) == (1, 0, 0.0, 2)
 
-    def test_the_second_entry_has_one_signature_too(self) -> None:
+    @pytest.mark.parametrize(("name", "only"), [("reference", "precision"), ("cuda", "")])
+    def test_the_second_entry_has_one_signature_too(self, name: str, only: str) -> None:
+        """Less the precision of products, of which the host has one."""
         public = inspect.signature(ops.logit_divergences).parameters
-        definition = inspect.signature(_dispatch.resolve("logit_pairs", "reference", "logit_divergences").kernel)
-        assert [(p.name, p.kind, p.default) for p in public.values() if p.name != "backend"] == [
-            (p.name, p.kind, p.default) for p in definition.parameters.values()
+        room = {"reference": "gramless.reference", "cuda": "gramless._triton"}[name]
+        kernel = inspect.signature(importlib.import_module(f"{room}.logit_pairs").logit_divergences)
+        assert [(p.name, p.kind, p.default) for p in public.values() if p.name not in ("backend", only)] == [
+            (p.name, p.kind, p.default) for p in kernel.parameters.values()
         ]
 
 
@@ -152,24 +157,24 @@ class TestValue:
     def test_large_logits_leave_kl_its_digits(self, backend: Backend) -> None:
         """What the largest logits have in common is not rounded."""
         z1, z2 = np.array([[1e10, 0, 1], [3e7, 0, 1]], np.float32), np.array([[0.3, 0.5, 1]] * 2, np.float32)
-        got, want = (ops.logit_pairs(z1.astype(t), None, z2.astype(t), None, backend=backend.name) for t in "fd")
+        got, want = (backend.logit_pairs(z1.astype(t), None, z2.astype(t), None) for t in "fd")
         assert_close(values.kl_pq(got), values.kl_pq(want), z1.dtype, "KL")
-        alone = ops.logit_pairs(z1[:, :1], None, z2[:, :1], None, backend=backend.name)
+        alone = backend.logit_pairs(z1[:, :1], None, z2[:, :1], None)
         bounds.assert_absolute(np.abs(values.kl_pq(alone)).max(), 0.0, bounds.algebra(z1.max()), "KL of one label")
 
-    def test_squares_that_overflow_are_refused_or_right(self, backend: Backend) -> None:
-        z1, z2 = np.array([[1e20, 0, 1]], np.float32), np.array([[0, 0.5, 1]], np.float32)
-        if backend.name == "reference":
-            assert np.isfinite(ops.logit_pairs(z1, None, z2, None, backend="reference").delta_square).all()
-        else:
-            with pytest.raises(ValueError, match="logit_pairs: logits overflow although the input is finite"):
-                ops.logit_pairs(z1, None, z2, None, backend=backend.name)
+    @pytest.mark.parametrize("size", [1e-30, 1e-20, 1e15, 1e20, 1e30])
+    def test_squares_beyond_float32_keep_their_digits(self, backend: Backend, size: float) -> None:
+        z1, z2 = (np.float32(size) * np.array([row], np.float32) for row in ([1, 0, 0.25], [0, 0.5, 1]))
+        got = backend.logit_pairs(z1, None, z2, None)
+        want = ops.logit_pairs(z1.astype(np.float64), None, z2.astype(np.float64), None, backend="reference")
+        for key in ("delta_square", "delta_abs", "delta_max"):
+            assert_close(getattr(got, key), getattr(want, key), z1.dtype, key)
 
     def test_a_row_without_labels_propagates_as_nan(self, backend: Backend) -> None:
         both = logits.TYPICAL.inputs("fp32").given()
         z1 = both.h1.copy()
         z1[2] = -np.inf
-        got = ops.logit_pairs(z1, None, both.h2, None, divergences=True, nonfinite="propagate", backend=backend.name)
+        got = backend.logit_pairs(z1, None, both.h2, None, divergences=True, nonfinite="propagate")
         lost = np.arange(len(z1)) == 2
         for key in ("lse_p", "mean_p", "delta_p", "delta_q", "delta_mean", "delta_square", "delta_abs", "js", "tv"):
             np.testing.assert_array_equal(np.isnan(getattr(got, key)), lost, err_msg=key)
@@ -178,7 +183,7 @@ class TestValue:
     @pytest.mark.parametrize("cap", [1e-300, 1e-46, 1e39, 1e300])
     def test_caps_beyond_float32(self, backend: Backend, cap: float) -> None:
         h, w = np.ones((1, 2), np.float32), np.array([[3, 1], [0, 1], [1, 1]], np.float32)
-        got = ops.logit_pairs(h, w, h, w, softcap1=cap, backend=backend.name)
+        got = backend.logit_pairs(h, w, h, w, softcap1=cap)
         want = np.log(3) if cap < 1 else np.log(np.exp([4, 1, 2]).sum())
         assert_close(got.lse_p, [want], h.dtype, "lse")
 
@@ -205,7 +210,7 @@ class TestValue:
     @pytest.mark.parametrize("labels", [None, [600, 3, 17, 699, 4]])
     def test_of_equal_logits_the_lowest_label_wins(self, backend: Backend, labels: list | None) -> None:
         h, w = np.ones((4, 3), np.float32), np.ones((700, 3), np.float32)
-        got = ops.logit_pairs(h, w, 2 * h, w, labels=labels, backend=backend.name)
+        got = backend.logit_pairs(h, w, 2 * h, w, labels=labels)
         for top in (got.top_p, got.top_q):
             np.testing.assert_array_equal(top, 0 if labels is None else 3)
 
@@ -221,12 +226,12 @@ class TestValue:
 
     def test_what_is_left_out_may_be_anything(self, backend: Backend) -> None:
         made = logits.Case("padding", "", 6, 700, 5, 4).inputs("fp32")
-        want = ops.logit_pairs(made.h1[[0, 4]], made.w1[:690], made.h2[[0, 4]], made.w2[:690], backend=backend.name)
+        want = backend.logit_pairs(made.h1[[0, 4]], made.w1[:690], made.h2[[0, 4]], made.w2[:690])
         h1, w1, h2, w2 = (a.copy() for a in made.arrays)
         mask, b = np.isin(np.arange(6), [0, 4]), np.where(np.arange(700) < 690, 0.0, -np.inf)
         h1[~mask], h2[~mask], w1[690:], w2[690:] = np.nan, np.inf, np.inf, np.nan
         for given in ({"b1": b, "b2": b}, {"labels": np.arange(690)}):
-            got = logits.flat(ops.logit_pairs(h1, w1, h2, w2, mask=mask, **given, backend=backend.name))
+            got = logits.flat(backend.logit_pairs(h1, w1, h2, w2, mask=mask, **given))
             for key, value in logits.flat(want).items():
                 plain = np.nan_to_num(value)
                 bounds.assert_no_worse_than_naive(np.nan_to_num(got[key]), plain, plain, compute=np.float32, what=key)
@@ -236,10 +241,10 @@ class TestValue:
         h1, w1, h2, w2 = (logits.TYPICAL.inputs("fp32").given() if given else logits.TYPICAL.inputs("fp32")).arrays
         nothing, none = np.zeros(len(h1), bool), np.zeros(0)
         for first, second, mask in ((h1[:0], h2[:0], None), (h1, h2, nothing)):
-            got = ops.logit_pairs(first, w1, second, w2, mask=mask, divergences=True, backend=backend.name)
+            got = backend.logit_pairs(first, w1, second, w2, mask=mask, divergences=True)
             assert {value.shape for key, value in logits.flat(got).items() if key != "labels"} == {(0,)}
             assert got.n == got.merge(got).n == 0
-            parts = ops.logit_divergences(first, w1, second, w2, none, none, mask=mask, backend=backend.name)
+            parts = backend.logit_divergences(first, w1, second, w2, none, none, mask=mask)
             assert {value.shape for value in parts.values()} == {(0,)}
 
     @pytest.mark.parametrize("dtype", ["bf16", "fp64"])
@@ -309,7 +314,7 @@ class TestNearEqual:
         h, w, _, _ = logits.TYPICAL.inputs("fp64").arrays
         change = np.eye(h.shape[1]) + 0.1 * rng.standard_normal((h.shape[1], h.shape[1]))
         moved = (w + rng.standard_normal(w.shape[1])) @ np.linalg.inv(change).T
-        got = logits.row_values(ops.logit_pairs(h, w, h @ change, moved, divergences=True, backend=backend.name))
+        got = logits.row_values(backend.logit_pairs(h, w, h @ change, moved, divergences=True))
         for key in ("kl_pq", "kl_qp", "js", "tv", "logit_distance"):
             for row, value in enumerate(got[key]):
                 bounds.assert_absolute(value, 0.0, bounds.INVARIANCE_FP64, f"{key} of row {row}")
@@ -337,7 +342,7 @@ class TestBounds:
     def test_models_with_nothing_in_common(self, backend: Backend) -> None:
         b = np.where(np.arange(40) < 20, 0.0, -np.inf)
         inputs = logits.Case("apart", "", 5, 40, 3, 3).inputs("fp32")
-        got = ops.logit_pairs(*inputs.arrays, b1=b, b2=b[::-1], divergences=True, backend=backend.name)
+        got = backend.logit_pairs(*inputs.arrays, b1=b, b2=b[::-1], divergences=True)
         for row in range(5):
             bounds.assert_relative(got.js[row], np.log(2), bounds.INVARIANCE_FP32, "JS")
             bounds.assert_relative(got.tv[row], 1.0, bounds.INVARIANCE_FP32, "TV")
@@ -375,7 +380,7 @@ class TestLayouts:
         inputs = logits.OPTIONS[-1].inputs(dtype)
         options = {key: torch.from_numpy(np.array(a)) if np.ndim(a) else a for key, a in inputs.options.items()}
         arrays = [wrap(backends.as_torch(a)) for a in inputs.arrays]
-        got = ops.logit_pairs(*arrays, **options, backend=backend.name)
+        got = backend.logit_pairs(*arrays, **options)
         bounds.assert_same_dicts(logits.flat(got), logits.flat(logits.pairs(backend, inputs)), "foreign array")
 
     def test_inputs_are_untouched(self, backend: Backend) -> None:

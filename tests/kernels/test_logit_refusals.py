@@ -11,6 +11,7 @@ from gramless import ops
 from support import cases, logits
 from support.backends import Backend
 
+STEM = "logit_pairs"
 DTYPES = list(cases.DTYPES)
 
 
@@ -25,18 +26,16 @@ class TestNonfinite:
         arrays[name][300, 1] = value
         for given in ({}, {"softcap1": 5.0, "softcap2": 5.0}, {"b1": np.where(np.arange(600) == 3, -np.inf, 0.0)}):
             with pytest.raises(ValueError, match=f"logit_pairs: {name} has non-finite values in rows 256..511"):
-                ops.logit_pairs(*arrays.values(), **given, backend=backend.name)
+                backend.logit_pairs(*arrays.values(), **given)
         with pytest.raises(ValueError, match=f"logit_divergences: {name} has non-finite values in rows 256..511"):
-            ops.logit_divergences(*arrays.values(), np.zeros(600), np.zeros(600), backend=backend.name)
+            backend.logit_divergences(*arrays.values(), np.zeros(600), np.zeros(600))
 
     @pytest.mark.parametrize("name", ["h1", "h2"])
     def test_propagates_to_its_rows(self, backend: Backend, name: str) -> None:
         arrays = dict(zip(logits.ARRAYS, logits.INTEGERS.inputs("fp32").arrays, strict=True))
         arrays[name] = arrays[name].copy()
         arrays[name][7, 1] = np.nan
-        got = logits.flat(
-            ops.logit_pairs(*arrays.values(), divergences=True, nonfinite="propagate", backend=backend.name)
-        )
+        got = logits.flat(backend.logit_pairs(*arrays.values(), divergences=True, nonfinite="propagate"))
         side = "p" if name == "h1" else "q"
         own = [f"{key}_{side}" for key in ("lse", "mean")]
         shared = ["delta_p", "delta_q", "delta_mean", "delta_square", "delta_abs", "js", "tv"]
@@ -48,13 +47,26 @@ class TestNonfinite:
         with pytest.raises(
             ValueError, match="logit_pairs: logits overflow although the input is finite; scale it down"
         ):
-            ops.logit_pairs(*arrays, backend=backend.name)
+            backend.logit_pairs(*arrays)
+
+    @pytest.mark.parametrize("temperature", [1e-310, 1e-3])
+    def test_overflow_names_the_temperature_where_it_is_to_blame(self, backend: Backend, temperature: float) -> None:
+        h1, w1, h2, w2 = arrays = logits.INTEGERS.inputs("fp64").arrays
+        given = {"temperature": temperature}
+        large = [1e200 * a for a in arrays]
+        blamed = "logits overflow although the input is finite; raise temperature=1e-310, or scale it down"
+        for call in (lambda *given, **more: backend.logsumexp(*given[:2], **more), backend.logit_pairs):
+            if temperature < 1e-300:
+                with pytest.raises(ValueError, match=blamed):
+                    call(h1, w1, h2, w2, **given)
+            with pytest.raises(ValueError, match="although the input is finite; scale it down"):
+                call(*large, **given)
 
     def test_row_without_a_label(self, backend: Backend) -> None:
         z1, z2 = np.zeros((5, 9)), np.zeros((5, 9))
         z2[3] = -np.inf
         with pytest.raises(ValueError, match="row 3 of h2 has no label that can be: all its logits are -inf"):
-            ops.logit_pairs(z1, None, z2, None, backend=backend.name)
+            backend.logit_pairs(z1, None, z2, None)
 
 
 H1, W1, H2, W2 = (np.zeros(shape, np.float32) for shape in ((4, 3), (7, 3), (4, 2), (7, 2)))
@@ -110,6 +122,13 @@ REFUSED = [
     ),
     ((H1, W1, H2, W2), {"b1": MASKED, "labels": [2, 3]}, ValueError, "b1 masks every label"),
     ((H1, W1, H2, W2), {"labels": [0, 7]}, ValueError, "expected labels from 0 to 6, got 7"),
+    ((H1, W1, H2, W2), {"labels": []}, ValueError, "expected labels of shape (V',), at least one, got shape (0,)"),
+    (
+        (H1, W1, H2, W2),
+        {"labels": np.ones(7, bool)},
+        TypeError,
+        "expected labels to be whole numbers of shape (V',), got dtype bool; use np.flatnonzero(labels)",
+    ),
     ((H1, W1, H2, W2), {"labels": [4, 1, 4]}, ValueError, "expected each label once, got 4 twice"),
     ((H1, W1, H2, W2), {"mask": np.ones(3, bool)}, ValueError, "expected mask of shape (4,)"),
     ((H1, W1, H2, W2), {"temperature": 0.0}, ValueError, "expected temperature above 0, got 0.0"),
@@ -119,6 +138,17 @@ REFUSED = [
 ]
 REFUSED_OF_PAIRS = [
     ({"targets": [0, 1, 2, 7]}, ValueError, "expected targets from 0 to 6, or -1 for none, got 7 in row 3"),
+    (
+        {"targets": [0, 1, -100, 3]},
+        ValueError,
+        "expected targets from 0 to 6, or -1 for none, got -100 in row 2; mask= leaves rows out, as does "
+        "ignore_index=-100 of compare_logits and LogitPairs",
+    ),
+    (
+        {"targets": np.ones(4, bool)},
+        TypeError,
+        "expected targets to be whole numbers of shape (N,), got dtype bool",
+    ),
     (
         {"targets": [0, 1, 2, 0], "b1": MASKED, "b2": MASKED},
         ValueError,
@@ -139,12 +169,13 @@ def test_bad_input_is_one_clear_error(arrays: tuple, options: dict, kind: type, 
 
 @pytest.mark.parametrize(("options", "kind", "text"), REFUSED_OF_PAIRS)
 def test_bad_options_are_refused(options: dict, kind: type, text: str) -> None:
-    with pytest.raises(kind, match=f"^logit_pairs: {re.escape(text)}"):
+    with pytest.raises(kind, match=f"^logit_pairs: {re.escape(text)}") as caught:
         ops.logit_pairs(H1, W1, H2, W2, **options)
+    assert ("flatnonzero" in str(caught.value)) <= ("labels" in options)
 
 
 def test_targets_may_be_masked_in_one_model(backend: Backend) -> None:
-    got = ops.logit_pairs(H1, W1, H2, W2, b2=MASKED, targets=[0, 1, 0, 1], backend=backend.name)
+    got = backend.logit_pairs(H1, W1, H2, W2, b2=MASKED, targets=[0, 1, 0, 1])
     np.testing.assert_array_equal(got.target_p, 0)
     np.testing.assert_array_equal(got.target_q, [0, -np.inf, 0, -np.inf])
 

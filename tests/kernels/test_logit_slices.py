@@ -12,6 +12,7 @@ from support import bounds, cases, logit_truth, logits
 from support.backends import Backend
 from support.logits import Inputs
 
+STEM = "logit_pairs"
 DTYPES = list(cases.DTYPES)
 
 
@@ -73,7 +74,7 @@ class TestSlices:
         h1, w1, h2, w2 = (a.copy() for a in logits.INTEGERS.inputs("fp32").arrays)
         h1[2] = np.nan
         slices = (slice(0, 9), slice(9, None))
-        parts = [ops.logit_pairs(h1, w1[s], h2, w2[s], nonfinite="propagate", backend=backend.name) for s in slices]
+        parts = [backend.logit_pairs(h1, w1[s], h2, w2[s], nonfinite="propagate") for s in slices]
         merged = logits.flat(parts[0].merge(parts[1].numbered_from(9)))
         for key in ("lse_p", "mean_p", "delta_p", "delta_q", "delta_mean", "delta_square", "delta_abs"):
             np.testing.assert_array_equal(np.isnan(merged[key]), np.arange(len(h1)) == 2, err_msg=key)
@@ -87,3 +88,25 @@ class TestSlices:
             low.merge(ops.logit_pairs(h1[:5], w1, h2[:5], w2))
         with pytest.raises(TypeError, match="expected a LogitPairState, got LogitState"):
             low.merge(ops.logsumexp(h1, w1))
+
+    def test_other_options_are_refused(self) -> None:
+        h1, w1, h2, w2 = logits.INTEGERS.inputs("fp32").arrays
+        made = {"temperature": 2.0, "softcap1": 3.0, "softcap2": 4.0}
+        low = ops.logit_pairs(h1, w1[:9], h2, w2[:9], **made)
+        for name, other in (("temperature", 1.0), ("softcap1", None), ("softcap2", 3.0)):
+            high = ops.logit_pairs(h1, w1[9:], h2, w2[9:], **made | {name: other}).numbered_from(9)
+            with pytest.raises(ValueError, match=f"the same {name}, got {name}={made[name]} and {name}={other}"):
+                low.merge(high)
+        whole = low.merge(ops.logit_pairs(h1, w1[9:], h2, w2[9:], **made).numbered_from(9))
+        assert (whole.temperature, whole.softcap1, whole.softcap2) == (2.0, 3.0, 4.0)
+
+    def test_other_options_of_one_model_are_refused(self) -> None:
+        h, w = logits.INTEGERS.inputs("fp32").arrays[:2]
+        made = {"temperature": 2.0, "softcap": 3.0}
+        low = ops.logsumexp(h, w[:9], **made)
+        for name, other in (("temperature", 1.0), ("softcap", None)):
+            high = ops.logsumexp(h, w[9:], **made | {name: other}).numbered_from(9)
+            with pytest.raises(ValueError, match=f"the same {name}, got {name}={made[name]} and {name}={other}"):
+                low.merge(high)
+        whole = low.merge(ops.logsumexp(h, w[9:], **made).numbered_from(9))
+        assert (whole.temperature, whole.softcap) == (2.0, 3.0)

@@ -7,10 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from support import device
+
+if TYPE_CHECKING:
+    from gramless._logits import LogitPairState, LogitState
 
 
 def listed(stem: str | None = None) -> tuple[str, ...]:
@@ -101,6 +105,24 @@ class Backend:
         """The estimated errors that a GPU tells as well are left to tests of its own."""
         found = self.kernel("gram_sums")(x, y, **keywords)
         return {key: value for key, value in found.items() if not key.startswith("error_")}
+
+    def logsumexp(self, *arrays: object, **options: object) -> LogitState:
+        return self._of_logits("logsumexp", *arrays, **options)
+
+    def logit_pairs(self, *arrays: object, **options: object) -> LogitPairState:
+        return self._of_logits("logit_pairs", *arrays, **options)
+
+    def logit_divergences(self, *arrays: object, **options: object) -> dict[str, np.ndarray]:
+        return self._of_logits("logit_divergences", *arrays, **options)
+
+    def _of_logits(self, name: str, *arrays: object, **options: object) -> Any:
+        """A public function over logits, of arrays where the backend reads; a GPU computes in float64."""
+        from gramless import ops
+
+        if self.on_device:
+            arrays = tuple(self.array(a) if isinstance(a, np.ndarray) and a.ndim == 2 else a for a in arrays)
+            options = {"precision": "exact"} | options
+        return getattr(ops, name)(*arrays, **options, backend=self.name)
 
     def gram_values(self, layers: list, others: list | None = None, **keywords: object) -> dict:
         return self.kernel("gram_sums", "gram_values")(layers, others, **keywords)

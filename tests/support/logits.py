@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gramless import ops
+from gramless._logits import OPTIONS as OPTIONS_OF_STATES
 from gramless._logits import LogitPairState, LogitState
 from gramless.measures import logits as values
 from support.backends import Backend
@@ -267,21 +267,22 @@ INTEGERS = Case("integers", "any wrong index: logits are exact", 50, 700, 12, 9,
 
 def single(backend: Backend, inputs: Inputs, **changed: object) -> LogitState:
     """The state of the first model."""
-    return ops.logsumexp(inputs.h1, inputs.w1, **(inputs.single | changed), backend=backend.name)
+    return backend.logsumexp(inputs.h1, inputs.w1, **(inputs.single | changed))
 
 
 def pairs(backend: Backend, inputs: Inputs, **changed: object) -> LogitPairState:
-    return ops.logit_pairs(*inputs.arrays, **(dict(inputs.options) | changed), backend=backend.name)
+    return backend.logit_pairs(*inputs.arrays, **(dict(inputs.options) | changed))
 
 
 def shares(backend: Backend, inputs: Inputs, state: LogitPairState) -> dict[str, np.ndarray]:
     """Of these inputs in JS and TV of a state of all labels."""
     options = {key: value for key, value in inputs.options.items() if key != "targets"}
-    return ops.logit_divergences(*inputs.arrays, state.lse_p, state.lse_q, **options, backend=backend.name)
+    return backend.logit_divergences(*inputs.arrays, state.lse_p, state.lse_q, **options)
 
 
 def flat(state: LogitState | LogitPairState) -> dict[str, Any]:
-    return {field.name: getattr(state, field.name) for field in fields(state)}
+    """What a kernel has returned, without the options that it was given."""
+    return {field.name: getattr(state, field.name) for field in fields(state) if field.name not in OPTIONS_OF_STATES}
 
 
 def row_values(state: LogitPairState) -> dict[str, np.ndarray]:

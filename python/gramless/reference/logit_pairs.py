@@ -46,7 +46,7 @@ def logit_pairs(
 
     The workspace is what a kernel may hold of logits, so this one has no use for it.
 
-    Peak extra bytes: 80 N V + 8 (N + V) (d1 + d2).
+    Peak extra bytes: 58 N V, with divergences 106 N V; or 16 (N + V) d + 16 N V of the wider model, if that is more.
     """
     rows, kept, z1, z2 = _two_models(
         "logit_pairs", h1, w1, h2, w2, b1, b2, labels, mask, temperature, softcap1, softcap2, nonfinite
@@ -107,7 +107,7 @@ def logit_divergences(
 ) -> dict[str, Any]:
     """Return the shares of these labels in JS and TV, given the log normalisers of all labels.
 
-    Peak extra bytes: 64 N V + 8 (N + V) (d1 + d2).
+    Peak extra bytes: 81 N V; or 16 (N + V) d + 16 N V of the wider model, if that is more.
     """
     _, _, z1, z2 = _two_models(
         "logit_divergences", h1, w1, h2, w2, b1, b2, labels, mask, temperature, softcap1, softcap2, nonfinite

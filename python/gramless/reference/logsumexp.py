@@ -36,7 +36,7 @@ def logsumexp(
     z = softcap(h w^T + b) / temperature with softcap(z) = c tanh(z / c), and p = exp(z - lse z). A label with b = -inf
     cannot be: it is left out, whatever its weights are.
 
-    Peak extra bytes: 48 N V + 8 (N + V) d.
+    Peak extra bytes: 32 N V; or 16 (N + V) d + 8 N V, if that is more.
     """
     count = h.shape[1] if w is None else w.shape[0]
     rows, kept = counted_rows(len(h), mask), counted_labels(count, labels, b)
@@ -101,8 +101,8 @@ def logits(
     if b is not None:
         z = z + b[kept]
         masked |= b[kept] == -np.inf
-    if nonfinite == "raise" and not np.isfinite(z[~masked]).all():
-        raise ValueError(f"{function}: logits overflow although the input is finite; scale it down")
+    if nonfinite == "raise":
+        _refuse_overflow(function, z, masked)
     impossible = masked.all(axis=1)
     if nonfinite == "raise" and impossible.any():
         row = rows[int(np.argmax(impossible))]
@@ -110,6 +110,8 @@ def logits(
     if softcap is not None:
         z = softcap * np.tanh(z / softcap)
     z = np.where(masked, -np.inf, z / temperature)
+    if nonfinite == "raise":
+        _refuse_overflow(function, z, masked)
     # also the infinities of h and w, of which tanh leaves nothing
     lost = bad | impossible | ~(np.isfinite(z) | masked).all(axis=1)
     if w is not None and not np.isfinite(weights).all():
@@ -141,6 +143,11 @@ def target_logits(z: Float64, kept: Int64, rows: Int64, targets: Int64 | None) -
         if len(place):
             found[k] = z[k, place[0]]
     return found
+
+
+def _refuse_overflow(function: str, z: Float64, masked: NDArray[np.bool_]) -> None:
+    if not np.isfinite(z[~masked]).all():
+        raise ValueError(f"{function}: logits overflow although the input is finite; scale it down")
 
 
 def _refuse(function: str, name: str, bad: Int64, n: int) -> None:
