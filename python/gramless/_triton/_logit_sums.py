@@ -1,8 +1,9 @@
 """Sums over labels of a row: of one tile in the number of its logits, and joined with those of others in float64.
 
-Of one model: the largest logit m and the lowest place that has it, sum e^(z - m), sum e^(z - m) z. Of two, beside these
-the sums of delta that `reference.logit_pairs` tells, its mean and the square about it as Chan, Golub and LeVeque (1983)
-merge them. A row without labels so far has the largest logit -LARGEST and sums of 0, so that nothing becomes NaN.
+Of a model a tuple: the largest logit m, the lowest place that has it, whether something is not finite, the logit of the
+target, sum e^(z - m), sum e^(z - m) z, and what else is weighted by e^(z - m). Of the difference of two models another:
+number of labels, mean and the square about it as Chan, Golub and LeVeque (1983) merge them, sum and maximum of sizes.
+A row without labels so far has the largest logit -LARGEST and sums of 0, so that nothing becomes NaN.
 """
 
 from __future__ import annotations
@@ -104,6 +105,15 @@ def unit_of(most):
         unit = (most.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
         unit = tl.minimum(tl.maximum(unit, 2.3509887016445750e-38), 8.507059173023462e37)
     return unit
+
+
+@triton.jit
+def load_fields(ptr, stride_field, mask, COUNT: tl.constexpr):
+    """Return numbers of rows, each field behind the one before it."""
+    values = ()
+    for field in tl.static_range(COUNT):
+        values += (tl.load(ptr + field * stride_field, mask=mask),)  # type: ignore[assignment]
+    return values
 
 
 @triton.jit

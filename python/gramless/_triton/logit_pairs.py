@@ -33,6 +33,7 @@ from ._logit_sums import (
     join_squares,
     join_targets,
     join_tops,
+    load_fields,
     place_of,
     squares_of,
     store_fields,
@@ -41,9 +42,9 @@ from ._logit_sums import (
 )
 from ._logit_values import label_at, read_logits, row_places
 
-# of a state: for each model the largest logit, its place, sums of powers of e, of these times logits and times delta,
-# whether something is not finite, whether it alone can predict a label, and the logit of the target; labels that can be
-# in either, mean, square, sum and maximum of delta
+# of a state: for each model the largest logit, its place, whether something is not finite, the logit of the target,
+# sums of powers of e, of these times logits and times delta, and whether it alone can predict a label; labels that can
+# be in either, mean, square, sum and maximum of delta
 _FIELDS = 21
 _RESULTS = (
     "lse_p",
@@ -176,15 +177,11 @@ def _logit_pairs_sum_kernel(
     begin = first_label + tl.program_id(1) * length
     end = tl.minimum(begin + length, first_label + labels)
     kind: tl.constexpr = tl.float64 if WIDE else tl.float32
-    none = tl.zeros((BLOCK_N,), dtype=tl.float64)
-    m1, top1, total1, weighted1, gain1, odd1, alone1 = none - LARGEST, none, none, none, none, none, none
-    m2, top2, total2, weighted2, gain2, odd2, alone2 = none - LARGEST, none, none, none, none, none, none
-    count, mean, square, size, most = none, none, none, none, none
-    target1, target2 = none + float("nan"), none + float("nan")
+    first, second, between = _no_labels(BLOCK_N), _no_labels(BLOCK_N), _no_difference(BLOCK_N)
     for start in range(begin, end, BLOCK_V):
         place = start + tl.arange(0, BLOCK_V)
         inside = place < end
-        z1, odd = read_logits(
+        z1, odd1 = read_logits(
             z1_ptr,
             stride_z1n,
             stride_z1v,
@@ -201,8 +198,7 @@ def _logit_pairs_sum_kernel(
             CAPPED1,
             GIVEN1,
         )  # [BLOCK_N, BLOCK_V]
-        odd1 = tl.maximum(odd1, any_of(odd))
-        z2, odd = read_logits(
+        z2, odd2 = read_logits(
             z2_ptr,
             stride_z2n,
             stride_z2v,
@@ -219,48 +215,72 @@ def _logit_pairs_sum_kernel(
             CAPPED2,
             GIVEN2,
         )
-        odd2 = tl.maximum(odd2, any_of(odd))
-        if targets_ptr is not None:
-            goal = tl.load(targets_ptr + source, mask=mask_n, other=-1)
-            target1 = join_targets(target1, target_of(z1, goal, place, inside))
-            target2 = join_targets(target2, target_of(z2, goal, place, inside))
         can1, can2 = z1 > float("-inf"), z2 > float("-inf")
-        either, both = can1 | can2, can1 & can2
-        alone1 = tl.maximum(alone1, any_of(can1 & ~can2))
-        alone2 = tl.maximum(alone2, any_of(can2 & ~can1))
-        m1_tile, a1, e1, gone1 = above(z1)
-        m2_tile, a2, e2, gone2 = above(z2)
+        delta = tl.where(can1 & can2, z1 - z2, 0.0)
+        beyond = ~(tl.abs(delta) < float("inf"))
+        m1, a1, e1, gone1 = above(z1)
+        m2, a2, e2, gone2 = above(z2)
         # of a label that one of them cannot predict, which makes E_p delta infinite or adds nothing to it, 0
         gain = tl.where(gone1 | gone2, 0.0, a1 - a2)
         # rounded, it would not cancel with the difference of the log normalisers
-        about = m1_tile.to(tl.float64) - m2_tile.to(tl.float64)
-        total_tile = tl.sum(e1, axis=1)
-        weighted_tile = wide(tl.sum(e1 * a1, axis=1), m1_tile, total_tile)
-        gain_tile = wide(tl.sum(e1 * gain, axis=1), about, total_tile)
-        m1, top1, old, new = join_tops(m1, top1, m1_tile.to(tl.float64), place_of(z1, m1_tile, place))
-        total1 = total1 * old + total_tile.to(tl.float64) * new
-        weighted1 = weighted1 * old + weighted_tile * new
-        gain1 = gain1 * old + gain_tile * new
-        total_tile = tl.sum(e2, axis=1)
-        weighted_tile = wide(tl.sum(e2 * a2, axis=1), m2_tile, total_tile)
-        gain_tile = wide(tl.sum(e2 * gain, axis=1), about, total_tile)
-        m2, top2, old, new = join_tops(m2, top2, m2_tile.to(tl.float64), place_of(z2, m2_tile, place))
-        total2 = total2 * old + total_tile.to(tl.float64) * new
-        weighted2 = weighted2 * old + weighted_tile * new
-        gain2 = gain2 * old + gain_tile * new
-        delta = tl.where(both, z1 - z2, 0.0)
-        beyond = any_of(~(tl.abs(delta) < float("inf")))
-        odd1, odd2 = tl.maximum(odd1, beyond), tl.maximum(odd2, beyond)
-        most_tile = tl.max(tl.abs(delta), axis=1)
-        count_tile = tl.sum(either.to(kind), axis=1).to(tl.float64)
-        mean_tile, square_tile = squares_of(delta, either, most_tile, count_tile)
-        count, mean, square = join_squares(count, mean, square, count_tile, mean_tile, square_tile)
-        size += tl.sum(tl.abs(delta), axis=1).to(tl.float64)
-        most = tl.maximum(most, most_tile.to(tl.float64))
+        about = m1.to(tl.float64) - m2.to(tl.float64)
+        target1 = about * 0.0 + float("nan")
+        target2 = target1
+        if targets_ptr is not None:
+            goal = tl.load(targets_ptr + source, mask=mask_n, other=-1)
+            target1, target2 = target_of(z1, goal, place, inside), target_of(z2, goal, place, inside)
+        tile1 = _sums(m1, a1, e1, gain, about, place_of(z1, m1, place), target1, odd1 | beyond, can1 & ~can2)
+        tile2 = _sums(m2, a2, e2, gain, about, place_of(z2, m2, place), target2, odd2 | beyond, can2 & ~can1)
+        first, second = _join(first, tile1), _join(second, tile2)
+        most = tl.max(tl.abs(delta), axis=1)
+        count = tl.sum((can1 | can2).to(kind), axis=1).to(tl.float64)
+        mean, square = squares_of(delta, can1 | can2, most, count)
+        size = tl.sum(tl.abs(delta), axis=1).to(tl.float64)
+        between = _join_differences(between, (count, mean, square, size, most.to(tl.float64)))
     slot = partials_ptr + (1 + tl.program_id(1)).to(tl.int64) * rows + local
-    first = (m1, top1, total1, weighted1, gain1, odd1, alone1, target1)
-    second = (m2, top2, total2, weighted2, gain2, odd2, alone2, target2)
-    store_fields(slot, stride_field, first + second + (count, mean, square, size, most), mask_n, 21)
+    store_fields(slot, stride_field, first + second + between, mask_n, 21)
+
+
+@triton.jit
+def _no_labels(BLOCK_N: tl.constexpr):
+    none = tl.zeros((BLOCK_N,), dtype=tl.float64)
+    return none - LARGEST, none, none, none + float("nan"), none, none, none, none
+
+
+@triton.jit
+def _no_difference(BLOCK_N: tl.constexpr):
+    none = tl.zeros((BLOCK_N,), dtype=tl.float64)
+    return none, none, none, none, none
+
+
+@triton.jit
+def _sums(m, a, e, gain, about, place, target, odd, alone):
+    """Return the sums of one model over the labels of a tile."""
+    total = tl.sum(e, axis=1)
+    weighted, gained = wide(tl.sum(e * a, axis=1), m, total), wide(tl.sum(e * gain, axis=1), about, total)
+    return m.to(tl.float64), place, any_of(odd), target, total.to(tl.float64), weighted, gained, any_of(alone)
+
+
+@triton.jit
+def _join(sums, others):
+    """Return the sums of one model over both labels, those of the others coming later."""
+    m, top, old, new = join_tops(sums[0], sums[1], others[0], others[1])
+    return (
+        m,
+        top,
+        tl.maximum(sums[2], others[2]),
+        join_targets(sums[3], others[3]),
+        sums[4] * old + others[4] * new,
+        sums[5] * old + others[5] * new,
+        sums[6] * old + others[6] * new,
+        tl.maximum(sums[7], others[7]),
+    )
+
+
+@triton.jit
+def _join_differences(sums, others):
+    count, mean, square = join_squares(sums[0], sums[1], sums[2], others[0], others[1], others[2])
+    return count, mean, square, sums[3] + others[3], tl.maximum(sums[4], others[4])
 
 
 @triton.jit(do_not_specialize=["first_part", "last_part", "first_row", "rows", "n", "labels"])
@@ -280,47 +300,27 @@ def _logit_pairs_reduce_kernel(
 ):
     offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_n = offs_n < rows
-    none = tl.zeros((BLOCK_N,), dtype=tl.float64)
-    m1, top1, total1, weighted1, gain1, odd1, alone1 = none - LARGEST, none, none, none, none, none, none
-    m2, top2, total2, weighted2, gain2, odd2, alone2 = none - LARGEST, none, none, none, none, none, none
-    count, mean, square, size, most = none, none, none, none, none
-    target1, target2 = none + float("nan"), none + float("nan")
+    first, second, between = _no_labels(BLOCK_N), _no_labels(BLOCK_N), _no_difference(BLOCK_N)
     for part in range(first_part, last_part):
         slot = partials_ptr + tl.cast(part, tl.int64) * rows + offs_n
-        m1, top1, old, new = join_tops(m1, top1, tl.load(slot, mask=mask_n), tl.load(slot + stride_field, mask=mask_n))
-        total1 = total1 * old + tl.load(slot + 2 * stride_field, mask=mask_n) * new
-        weighted1 = weighted1 * old + tl.load(slot + 3 * stride_field, mask=mask_n) * new
-        gain1 = gain1 * old + tl.load(slot + 4 * stride_field, mask=mask_n) * new
-        odd1 = tl.maximum(odd1, tl.load(slot + 5 * stride_field, mask=mask_n))
-        alone1 = tl.maximum(alone1, tl.load(slot + 6 * stride_field, mask=mask_n))
-        target1 = join_targets(target1, tl.load(slot + 7 * stride_field, mask=mask_n))
-        slot += 8 * stride_field
-        m2, top2, old, new = join_tops(m2, top2, tl.load(slot, mask=mask_n), tl.load(slot + stride_field, mask=mask_n))
-        total2 = total2 * old + tl.load(slot + 2 * stride_field, mask=mask_n) * new
-        weighted2 = weighted2 * old + tl.load(slot + 3 * stride_field, mask=mask_n) * new
-        gain2 = gain2 * old + tl.load(slot + 4 * stride_field, mask=mask_n) * new
-        odd2 = tl.maximum(odd2, tl.load(slot + 5 * stride_field, mask=mask_n))
-        alone2 = tl.maximum(alone2, tl.load(slot + 6 * stride_field, mask=mask_n))
-        target2 = join_targets(target2, tl.load(slot + 7 * stride_field, mask=mask_n))
-        slot += 8 * stride_field
-        count_part, mean_part = tl.load(slot, mask=mask_n), tl.load(slot + stride_field, mask=mask_n)
-        square_part = tl.load(slot + 2 * stride_field, mask=mask_n)
-        count, mean, square = join_squares(count, mean, square, count_part, mean_part, square_part)
-        size += tl.load(slot + 3 * stride_field, mask=mask_n)
-        most = tl.maximum(most, tl.load(slot + 4 * stride_field, mask=mask_n))
+        first = _join(first, load_fields(slot, stride_field, mask_n, 8))
+        second = _join(second, load_fields(slot + 8 * stride_field, stride_field, mask_n, 8))
+        between = _join_differences(between, load_fields(slot + 16 * stride_field, stride_field, mask_n, 5))
     if LAST:
-        infinity, nan = none + float("inf"), none + float("nan")
+        m1, top1, odd1, target1, total1, weighted1, gained1, alone1 = first
+        m2, top2, odd2, target2, total2, weighted2, gained2, alone2 = second
+        count, mean, square, size, most = between
+        infinity, nan = count * 0.0 + float("inf"), count * 0.0 + float("nan")
         # no label can be, or something is not finite
         lost1, lost2 = (odd1 > 0) | (total1 == 0), (odd2 > 0) | (total2 == 0)
         lost, endless = lost1 | lost2, (alone1 > 0) | (alone2 > 0)
-        out = out_ptr + tl.cast(first_row, tl.int64) + offs_n
         results = (
             tl.where(lost1, nan, m1 + tl.log(total1)),
             tl.where(lost2, nan, m2 + tl.log(total2)),
             tl.where(lost1, nan, weighted1 / total1),
             tl.where(lost2, nan, weighted2 / total2),
-            tl.where(lost, nan, tl.where(alone1 > 0, infinity, gain1 / total1)),
-            tl.where(lost, nan, tl.where(alone2 > 0, -infinity, gain2 / total2)),
+            tl.where(lost, nan, tl.where(alone1 > 0, infinity, gained1 / total1)),
+            tl.where(lost, nan, tl.where(alone2 > 0, -infinity, gained2 / total2)),
             tl.where(lost, nan, tl.where(endless, infinity, mean)),
             tl.where(lost, nan, tl.where(endless, infinity, square)),
             tl.where(lost, nan, tl.where(endless, infinity, size)),
@@ -331,11 +331,8 @@ def _logit_pairs_reduce_kernel(
             tl.where(lost2, nan, m2),
             tl.where(lost1, nan, target1),
             tl.where(lost2, nan, target2),
-            tl.where(lost, none + labels, count),
+            tl.where(lost, labels, count),
         )
-        store_fields(out, tl.cast(n, tl.int64), results, mask_n, 17)
+        store_fields(out_ptr + tl.cast(first_row, tl.int64) + offs_n, tl.cast(n, tl.int64), results, mask_n, 17)
     else:
-        slot = partials_ptr + offs_n
-        first = (m1, top1, total1, weighted1, gain1, odd1, alone1, target1)
-        second = (m2, top2, total2, weighted2, gain2, odd2, alone2, target2)
-        store_fields(slot, stride_field, first + second + (count, mean, square, size, most), mask_n, 21)
+        store_fields(partials_ptr + offs_n, stride_field, first + second + between, mask_n, 21)

@@ -19,11 +19,22 @@ import triton
 import triton.language as tl
 
 from ._logit_pass import Head, Pass
-from ._logit_sums import LARGEST, above, any_of, join_targets, join_tops, place_of, store_fields, target_of, wide
+from ._logit_sums import (
+    LARGEST,
+    above,
+    any_of,
+    join_targets,
+    join_tops,
+    load_fields,
+    place_of,
+    store_fields,
+    target_of,
+    wide,
+)
 from ._logit_values import label_at, read_logits, row_places
 
-# of a state: largest logit, its place, sums of powers of e, of these times logits, of their squares, labels that can
-# be, whether something is not finite, and the logit of the target; results leave out the last but one
+# of a state: largest logit, its place, whether something is not finite, the logit of the target, sums of powers of e,
+# of these times logits, of their squares, and labels that can be; and of the results
 _FIELDS, _RESULTS = 8, 7
 
 
@@ -90,9 +101,7 @@ def _logsumexp_sum_kernel(
     begin = first_label + tl.program_id(1) * length
     end = tl.minimum(begin + length, first_label + labels)
     kind: tl.constexpr = tl.float64 if WIDE else tl.float32
-    none = tl.zeros((BLOCK_N,), dtype=tl.float64)
-    m, top, total, weighted, squares, counted, odd_rows = none - LARGEST, none, none, none, none, none, none
-    target = none + float("nan")
+    sums = _no_labels(BLOCK_N)
     for start in range(begin, end, BLOCK_V):
         place = start + tl.arange(0, BLOCK_V)
         inside = place < end
@@ -113,22 +122,46 @@ def _logsumexp_sum_kernel(
             CAPPED1,
             GIVEN1,
         )  # [BLOCK_N, BLOCK_V]
-        m_tile, a, e, _ = above(z)
-        top_tile = place_of(z, m_tile, place)
-        total_tile = tl.sum(e, axis=1)
-        weighted_tile = wide(tl.sum(e * a, axis=1), m_tile, total_tile)
-        squares_tile = tl.sum(e * e, axis=1).to(tl.float64)
-        m, top, old, new = join_tops(m, top, m_tile.to(tl.float64), top_tile)
-        total = total * old + total_tile.to(tl.float64) * new
-        weighted = weighted * old + weighted_tile * new
-        squares = squares * (old * old) + squares_tile * (new * new)
-        counted += tl.sum((z > float("-inf")).to(tl.float64), axis=1)
-        odd_rows = tl.maximum(odd_rows, any_of(odd))
+        m, a, e, _ = above(z)
+        total = tl.sum(e, axis=1)
+        target = tl.zeros((BLOCK_N,), dtype=tl.float64) + float("nan")
         if targets_ptr is not None:
-            goal = tl.load(targets_ptr + source, mask=mask_n, other=-1)
-            target = join_targets(target, target_of(z, goal, place, inside))
+            target = target_of(z, tl.load(targets_ptr + source, mask=mask_n, other=-1), place, inside)
+        tile = (
+            m.to(tl.float64),
+            place_of(z, m, place),
+            any_of(odd),
+            target,
+            total.to(tl.float64),
+            wide(tl.sum(e * a, axis=1), m, total),
+            tl.sum(e * e, axis=1).to(tl.float64),
+            tl.sum((z > float("-inf")).to(tl.float64), axis=1),
+        )
+        sums = _join(sums, tile)
     slot = partials_ptr + (1 + tl.program_id(1)).to(tl.int64) * rows + local
-    store_fields(slot, stride_field, (m, top, total, weighted, squares, counted, odd_rows, target), mask_n, 8)
+    store_fields(slot, stride_field, sums, mask_n, 8)
+
+
+@triton.jit
+def _no_labels(BLOCK_N: tl.constexpr):
+    none = tl.zeros((BLOCK_N,), dtype=tl.float64)
+    return none - LARGEST, none, none, none + float("nan"), none, none, none, none
+
+
+@triton.jit
+def _join(sums, others):
+    """Return sums over both labels, those of the others coming later."""
+    m, top, old, new = join_tops(sums[0], sums[1], others[0], others[1])
+    return (
+        m,
+        top,
+        tl.maximum(sums[2], others[2]),
+        join_targets(sums[3], others[3]),
+        sums[4] * old + others[4] * new,
+        sums[5] * old + others[5] * new,
+        sums[6] * (old * old) + others[6] * (new * new),
+        sums[7] + others[7],
+    )
 
 
 @triton.jit(do_not_specialize=["first_part", "last_part", "first_row", "rows", "n", "labels"])
@@ -148,24 +181,15 @@ def _logsumexp_reduce_kernel(
 ):
     offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_n = offs_n < rows
-    none = tl.zeros((BLOCK_N,), dtype=tl.float64)
-    m, top, total, weighted, squares, counted, odd = none - LARGEST, none, none, none, none, none, none
-    target = none + float("nan")
+    sums = _no_labels(BLOCK_N)
     for part in range(first_part, last_part):
         slot = partials_ptr + tl.cast(part, tl.int64) * rows + offs_n
-        m_part, top_part = tl.load(slot, mask=mask_n), tl.load(slot + stride_field, mask=mask_n)
-        m, top, old, new = join_tops(m, top, m_part, top_part)
-        total = total * old + tl.load(slot + 2 * stride_field, mask=mask_n) * new
-        weighted = weighted * old + tl.load(slot + 3 * stride_field, mask=mask_n) * new
-        squares = squares * (old * old) + tl.load(slot + 4 * stride_field, mask=mask_n) * (new * new)
-        counted += tl.load(slot + 5 * stride_field, mask=mask_n)
-        odd = tl.maximum(odd, tl.load(slot + 6 * stride_field, mask=mask_n))
-        target = join_targets(target, tl.load(slot + 7 * stride_field, mask=mask_n))
+        sums = _join(sums, load_fields(slot, stride_field, mask_n, 8))
     if LAST:
+        m, top, odd, target, total, weighted, squares, counted = sums
         # no label can be, or something is not finite
         lost = (odd > 0) | (counted == 0)
-        nan = float("nan")
-        out = out_ptr + tl.cast(first_row, tl.int64) + offs_n
+        nan = m * 0.0 + float("nan")
         results = (
             tl.where(lost, nan, m + tl.log(total)),
             tl.where(lost, nan, weighted / total),
@@ -173,9 +197,8 @@ def _logsumexp_reduce_kernel(
             label_at(labels_ptr, top, mask_n),
             tl.where(lost, nan, m),
             tl.where(lost, nan, target),
-            tl.where(lost, none + labels, counted),
+            tl.where(lost, labels, counted),
         )
-        store_fields(out, tl.cast(n, tl.int64), results, mask_n, 7)
+        store_fields(out_ptr + tl.cast(first_row, tl.int64) + offs_n, tl.cast(n, tl.int64), results, mask_n, 7)
     else:
-        slot = partials_ptr + offs_n
-        store_fields(slot, stride_field, (m, top, total, weighted, squares, counted, odd, target), mask_n, 8)
+        store_fields(partials_ptr + offs_n, stride_field, sums, mask_n, 8)
