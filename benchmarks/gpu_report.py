@@ -20,8 +20,16 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
-SUITES = ("moments", "gram_sums", "grid", "compiler")
-MODULES = {"moments": "gpu_moments", "gram_sums": "gpu_gram", "grid": "gpu_grid", "compiler": "gpu_compiler"}
+SUITES = ("moments", "gram_sums", "grid", "logit_pairs", "logsumexp", "logit_distance", "compiler")
+MODULES = {
+    "moments": "gpu_moments",
+    "gram_sums": "gpu_gram",
+    "grid": "gpu_grid",
+    "logit_pairs": "gpu_logits",
+    "logsumexp": "gpu_logsumexp",
+    "logit_distance": "gpu_logit_distance",
+    "compiler": "gpu_compiler",
+}
 NOTHING_TO_RUN = 2
 
 

@@ -37,11 +37,22 @@ needs_triton = pytest.mark.skipif(not device.has_triton(), reason="Triton is not
 
 HOST = gpu_device.Device("cpu", True)
 TIMES = ("seconds", "tflops", "gemm_tflops", "gemm_fraction", "floor_seconds", "times_floor", "ratio")
+TORCH_CHUNKS = {"torch-chunks", "torch-compiled", "torch-float32", "torch-tf32"}
 NAMES = {
     "moments": {"gramless", "torch-bfloat16", "torch-float32", "torch-tf32"},
     "gram_sums": {"gramless", "torch-blocks", "torch-compiled", "torch-naive"},
     "grid": {"gramless", "gramless-graph", "torch-bmm", "torch-bmm-graph", "pytorch-cka", "pytorch-cka-float32"},
+    "logit_pairs": {"gramless", "gramless-64MiB", "gramless-unread", *TORCH_CHUNKS},
+    "logsumexp": {"gramless", "gramless-unread", *TORCH_CHUNKS},
+    "logit_distance": {"gramless", "gramless-pass", "torch-moments", "torch-chunks", "torch-compiled"},
 }
+PRECISIONS = {name: {"fast", "high"} for name in NAMES} | {
+    "logit_pairs": {"high"},
+    "logsumexp": {"high"},
+    "logit_distance": {"fast", "high", "exact"},
+}
+# that are measured if they are installed
+OPTIONAL = {"keops", "liger-jsd", "cce", "cce-lse"}
 # its products of bfloat16 have results in bfloat16, and lose what is between them
 MAY_BE_OFF = {"pytorch-cka"}
 
@@ -71,15 +82,15 @@ def test_everything_runs_without_a_gpu(tmp_path):
     assert report["gpu"]["triton"]
     for suite, names in NAMES.items():
         rows = report[suite]
-        assert {row["name"] for row in rows} - {"keops"} == names
-        assert {row["precision"] for row in rows if row["ours"]} == {"fast", "high"}
+        assert {row["name"] for row in rows} - OPTIONAL == names
+        assert {row["precision"] for row in rows if row["ours"]} == PRECISIONS[suite]
         for row in rows:
             assert row.keys() == set(gpu_rows.GpuRow._fields)
             # nothing is timed in an interpreter
             assert {row[name] for name in TIMES} == {None}
-            assert row["failed"] is None
-            assert row["agrees"] or row["name"] in MAY_BE_OFF
-            assert row["error"] is not None or row["sums_error"] is not None
+            assert row["failed"] is None or row["name"] in OPTIONAL
+            assert row["agrees"] or row["name"] in MAY_BE_OFF | OPTIONAL
+            assert row["failed"] or row["error"] is not None or row["sums_error"] is not None
     assert {target["met"] for target in report["targets"]} == {None}
 
 
@@ -201,7 +212,7 @@ def clocked(monkeypatch):
     return Clocked("cpu", False)
 
 
-def contestant(name, seconds, error, calls=None):
+def contestant(name, seconds, error, calls=None, **known):
     def call():
         if calls is not None:
             calls.append(name)
@@ -209,11 +220,11 @@ def contestant(name, seconds, error, calls=None):
             raise RuntimeError("not enough\nof it")
         return seconds
 
-    return gpu_rows.Contestant(name, call, lambda taken: gpu_rows.Errors(*error))
+    return gpu_rows.Contestant(name, call, lambda taken: gpu_rows.Errors(*error), **known)
 
 
-def measured(device, *contestants, rounds=3):
-    return {row.name: row for row in gpu_rows.measure(CASE, contestants, device, rounds)}
+def measured(device, *contestants, rounds=3, case=CASE):
+    return {row.name: row for row in gpu_rows.measure(case, contestants, device, rounds)}
 
 
 def test_figures_follow_from_times(clocked):
@@ -239,6 +250,37 @@ def test_a_wrong_answer_is_not_timed(name, error, clocked):
     # one to compile, one to judge
     assert len(calls) == 2
     assert ("WRONG" if row.ours else "another answer") in gpu_tables.verdict(row)
+
+
+def test_a_call_that_answers_in_another_way_has_operations_of_its_own(clocked):
+    work = gpu_rows.Work(4000, 2)
+    one = contestant("gramless-pass", 4.0, (0.0,), work=work)
+    row = measured(clocked, contestant("gramless", 0.5, (0.0,)), one)["gramless-pass"]
+    # 8000 operations at 2000 per second, in as long
+    assert (row.floor_seconds, row.times_floor, row.gemm_fraction) == (4.0, 1.0, 1.0)
+    bounds.assert_relative(row.tflops, 1000e-12, bounds.SAME_FP64)
+
+
+@pytest.mark.parametrize("error", [0.5, 2.0])
+def test_tolerances_of_a_case_and_of_a_call(error, clocked):
+    case = CASE._replace(tolerance=1.0)
+    rows = measured(
+        clocked, contestant("gramless", 0.5, (error,)), contestant("peer", 1.0, (error,), tolerance=4.0), case=case
+    )
+    assert (rows["gramless"].agrees, rows["peer"].agrees) == (error < 1.0, True)
+    # without these, that of the precision
+    assert not measured(clocked, contestant("gramless", 0.5, (error,)))["gramless"].agrees
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+def test_rates_are_compared_with_products_of_one_dtype(dtype, clocked, monkeypatch):
+    asked = []
+    gemm_call = gpu_device.gemm_call
+    monkeypatch.setattr(gpu_rows, "gemm_call", lambda device, kind: asked.append(kind) or gemm_call(device, kind))
+    row = measured(clocked, contestant("gramless", 0.5, (0.0,)), case=CASE._replace(gemm=dtype))["gramless"]
+    assert (row.gemm, asked) == (dtype, [dtype])
+    product, _ = gemm_call(clocked, dtype)
+    assert str(product().dtype) == f"torch.{dtype}"
 
 
 def test_a_call_that_fails_is_told_and_stops_no_other(clocked):
@@ -336,5 +378,7 @@ def test_replays_that_do_not_read_are_seen():
         batch = [*batches.xs, *batches.ys]
         return gpu_grid.replayed_errors(grid, replayed, batch, batches.terms, batches.others, batches.other_terms)
 
-    assert errors(lambda: grid.update(*[[a.double().numpy() for a in side] for side in layers])).cka <= bounds.SAME_FP64
-    assert errors(lambda: grid.update(*frozen)).cka > gpu_rows.TOLERANCE["high"]
+    assert (
+        errors(lambda: grid.update(*[[a.double().numpy() for a in side] for side in layers])).answer <= bounds.SAME_FP64
+    )
+    assert errors(lambda: grid.update(*frozen)).answer > gpu_rows.TOLERANCE["high"]

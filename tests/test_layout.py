@@ -212,10 +212,11 @@ IMPORT_TABLE = {
         " _costs _memory _checks _dispatch"
     ),
     "_explain_logits": floor(
-        "_logit_costs logit_comparison logit_distance unembedding _factors ops"
-        " _costs _row_values _logits _logit_checks _checks _dispatch",
+        "_gpu_logit_costs _logit_costs logit_comparison logit_distance _factors ops"
+        " _costs _row_values _logits _logit_checks _device _checks _dispatch",
         "numpy",
     ),
+    "_gpu_logit_costs": floor("_logit_costs _factors _costs _dispatch"),
     "_logit_costs": floor("logit_distance unembedding _factors _row_values _sketch _costs _dispatch"),
     "_costs": floor("random_features bandwidths _checks _dispatch"),
     "_gram": floor("_states _checks", "numpy"),

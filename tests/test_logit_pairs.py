@@ -192,6 +192,11 @@ class TestAdd:
                 stream.add(state)
         with pytest.raises(ValueError, match=r"LogitPairs\.add: expected 40 labels, as before, got 39"):
             stream.add(gl.logit_pairs(H1, W1[1:], H2, W2[1:], divergences=True))
+        for name, value in (("temperature", 2.0), ("softcap1", 5.0), ("softcap2", 5.0)):
+            other, text = gl.logit_pairs(H1, W1, H2, W2, divergences=True, **{name: value}), f"got {name}={value}"
+            with pytest.raises(ValueError, match=rf"LogitPairs\.add: expected a state with {name}=.* {text}"):
+                stream.add(other)
+            assert gl.LogitPairs(**{name: value}).add(other).n == N
         with pytest.raises(TypeError, match=r"LogitPairs\.add: expected a LogitPairState, got LogitState"):
             stream.add(gl.logsumexp(H1, W1))
         bounds.assert_same_dicts(stream.state_dict(), before)

@@ -179,12 +179,12 @@ def about(device: Device) -> dict[str, Any]:
     }
 
 
-def gemm_call(device: Device) -> tuple[Callable[[], object], int]:
-    """The product of two square matrices of bfloat16 by cuBLAS, and its operations."""
+def gemm_call(device: Device, dtype: str = "bfloat16") -> tuple[Callable[[], object], int]:
+    """The product of two square matrices by cuBLAS, and its operations."""
     import torch
 
     size = 64 if device.interpreting else GEMM_SIZE
-    a, b = (torch.randn(size, size, device=device.name).bfloat16() for _ in range(2))
+    a, b = (torch.randn(size, size, device=device.name).to(getattr(torch, dtype)) for _ in range(2))
     out = torch.empty_like(a)
     return lambda: torch.mm(a, b, out=out), 2 * size**3
 

@@ -39,6 +39,19 @@ GPU = (
     Column("", 5, verdict),
 )
 
+LOGITS = (
+    *GPU[:1],
+    Column("dtype", 8, lambda row: row.dtype),
+    *GPU[1:2],
+    Column("asked", 6, lambda row: row.asked),
+    Column("models", 6, lambda row: row.data),
+    *GPU[2:3],
+    Column("V", 6, lambda row: str(row.labels)),
+    Column("d", 4, lambda row: str(row.width)),
+    *GPU[5:12],
+    *GPU[13:],
+)
+
 
 def target_line(target: Target) -> str:
     state = "not measured" if target.met is None else "met" if target.met else "MISSED"

@@ -98,6 +98,42 @@ def logits(
     return call
 
 
+def factor_rows(
+    d1: int, d2: int, dtype: str, precision: str, *, biased: bool = False, masked: bool = False
+) -> Callable[[], object]:
+    """Squared logit distances of a batch by a factor, added to those of a stream."""
+
+    def call() -> object:
+        import torch
+
+        from gramless._triton import _factor_rows
+
+        width = d1 + d2 + biased
+        made = _factor_rows.DeviceFactor(torch.zeros((width, width), dtype=torch.float64), d1, d2, biased)
+        mask = torch.zeros(ROWS, dtype=torch.bool) if masked else None
+        found = made.rows(rows(d1, dtype), rows(d2, dtype), mask, precision)
+        return _factor_rows.add_rows(None, found.squares, found.cancelled, mask, found.first_bad, 1.0, 1.0)
+
+    return call
+
+
+def factor_of(d1: int, d2: int, dtype: str) -> Callable[[], object]:
+    """The factor of two unembeddings, and their fingerprint."""
+
+    def call() -> object:
+        import torch
+
+        from gramless._triton import _factor_weights
+
+        bias = torch.zeros(ROWS, dtype=torch.float64)
+        weights = _factor_weights.Weights(rows(d1, dtype), rows(d2, dtype), None, bias)
+        words = [-(-d * weights.w1.element_size() // 8) for d in (d1, d2)]
+        weights.marks(*(torch.zeros((4, count), dtype=torch.int64) for count in words))
+        return _factor_weights.by_moments(weights, torch.zeros(weights.width, dtype=torch.float64))
+
+    return call
+
+
 SCENARIOS: dict[str, Callable[[], object]] = {
     "moments fast": moments(1024, 768, "bfloat16", "fast"),
     "moments high": moments(1024, 768, "float32", "high"),
@@ -135,4 +171,12 @@ SCENARIOS: dict[str, Callable[[], object]] = {
     "logit_pairs high": logits("logit_pairs", 2048, "float32", "high"),
     "logit_pairs high of two types": logits("logit_pairs", 2048, "float32", "high", dtype_w="bfloat16"),
     "logit_pairs exact, all options": logits("logit_pairs", 1024, "float64", "exact", options=True),
+    "logit distance high": factor_rows(1024, 1024, "bfloat16", "high"),
+    "logit distance high, float32": factor_rows(1024, 1024, "float32", "high", masked=True),
+    "logit distance high, two sizes": factor_rows(1024, 768, "bfloat16", "high", biased=True),
+    "logit distance fast": factor_rows(1024, 1024, "bfloat16", "fast"),
+    "logit distance exact": factor_rows(1024, 768, "float64", "exact"),
+    "logit distance, factor of bfloat16": factor_of(256, 256, "bfloat16"),
+    "logit distance, factor of float32": factor_of(1024, 768, "float32"),
+    "logit distance, factor of float64": factor_of(256, 192, "float64"),
 }

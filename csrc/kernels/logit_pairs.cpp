@@ -125,7 +125,9 @@ class LogitPairs {
             out.delta_abs[at] = sums.abs[r];
             out.delta_max[at] = sums.most[r];
             out.counted[at] = sums.counted[r];
-            if (sums.p.sum[r] == 0 || sums.q.sum[r] == 0) lose(at, sums.p.sum[r] == 0, sums.q.sum[r] == 0);
+            // a row of NaN, or of no label that can be
+            const bool lost[2] = {!(sums.p.sum[r] > 0), !(sums.q.sum[r] > 0)};
+            if (lost[0] || lost[1]) lose(at, lost[0], lost[1]);
             // of a label that only one model can predict, the sums of delta are infinite, but never NaN
             const bool odd = std::isnan(sums.square[r]) || std::isnan(sums.abs[r]) || std::isnan(out.delta[0][at]) ||
                              std::isnan(out.delta[1][at]) ||
@@ -134,7 +136,7 @@ class LogitPairs {
         }
     }
 
-    // a row that no label can be in, of either model or both
+    // a row that nothing is known of, of either model or both
     void lose(std::int64_t row, bool p, bool q) {
         const LogitPairsTarget& out = task_.out;
         for (std::size_t m = 0; m < 2; ++m) {

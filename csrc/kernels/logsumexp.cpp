@@ -50,8 +50,8 @@ void run(LogsumexpTask& task) {
             out.lse2[at] = 2 * sums.largest[r] + std::log(sums.squares[r]);
             out.top_logit[at] = sums.largest[r];
             out.counted[at] = sums.counted[r];
-            // a row that no label can be in
-            if (sums.counted[r] == 0) {
+            // a row of NaN, or of no label that can be
+            if (!(sums.sum[r] > 0)) {
                 out.lse[at] = out.mean[at] = out.lse2[at] = out.top_logit[at] = std::nan("");
                 out.counted[at] = static_cast<double>(pass.cut().labels);
             }

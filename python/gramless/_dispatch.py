@@ -69,7 +69,7 @@ def resolve(
 
 def _resolve_gpu(stem: str, name: str, backend: str, where: str, precision: str) -> Choice:
     """Choose the kernel for arrays on a GPU."""
-    kernel = getattr(_gpu_module(name, backend, where, stem), name, None)
+    kernel = getattr(gpu_module(name, backend, where, stem), name, None)
     if kernel is None:
         raise RuntimeError(f"{name}: this has no kernel on a GPU; move the arrays to host memory")
     why = "asked for" if backend == "cuda" else f"tensors on {where}"
@@ -78,10 +78,10 @@ def _resolve_gpu(stem: str, name: str, backend: str, where: str, precision: str)
 
 def resolve_grid(function: str, backend: str, where: str) -> ModuleType:
     """Return the kernels of a grid of layers on a GPU, which keep their moments there."""
-    return _gpu_module(function, backend, where, "_grid")
+    return gpu_module(function, backend, where, "_grid")
 
 
-def _gpu_module(function: str, backend: str, where: str, name: str) -> ModuleType:
+def gpu_module(function: str, backend: str, where: str, name: str) -> ModuleType:
     """Return a module of kernels for arrays on a GPU; arrays of the host are for Triton's interpreter."""
     if backend not in ("auto", "cuda"):
         raise RuntimeError(
@@ -131,6 +131,11 @@ def gram_in_float64(backend: str, n: int, dtypes: list[str], kernel: str, precis
 def gpu_scratch_bytes(stem: str, *shape: Any) -> int:
     """Return the most bytes that a kernel on a GPU takes beside its result."""
     return int(importlib.import_module(f"{__package__}._triton.{stem}").scratch_bytes(*shape))
+
+
+def gpu_plans(what: str) -> ModuleType:
+    """Return what tells how "logit" or "factor" kernels on a GPU go, from shapes and dtypes alone."""
+    return importlib.import_module(f"{__package__}._triton._{what}_plan")
 
 
 def linear_stem(n: int, p: int, q: int) -> str:

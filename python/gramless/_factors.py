@@ -68,6 +68,7 @@ class Columns:
         """Return the columns of checked arguments."""
         heads = [_logit_checks.weights(function, w, b, None, number) for number, w, b in (("1", w1, b1), ("2", w2, b2))]
         first, second = heads
+        _checks.same_device(function, {"w1": first.w, "w2": second.w})
         _logit_checks.pair(function, first, second)
         given, _ = _logit_checks.labels_of(function, heads, labels)
         if given is not None and len(given) == first.labels:
@@ -132,19 +133,29 @@ class Columns:
     @np.errstate(over="ignore", invalid="ignore")
     def pivot(self) -> Float64:
         """Return the mean of a few rows, the value itself where all of them have the same."""
-        rng = np.random.default_rng(0)
-        few = self.dense(np.sort(rng.choice(self.count, min(self.count, _PIVOT_ROWS), replace=False)))
+        few = self.dense(self.sampled())
         pivot = np.where((few == few[0]).all(axis=0), few[0], few.mean(axis=0))
         # values that are not finite are refused when their block is read, with their place
         return np.where(np.isfinite(pivot), pivot, 0.0)
 
     def refuse_nonfinite(self, start: int, stop: int) -> None:
         """Name the first row of a block that is not finite; without one, the sums of the block overflow."""
+        raise self.nonfinite_row(start, stop) or self.overflow()
+
+    def nonfinite_row(self, start: int, stop: int) -> ValueError | None:
+        """Return an error that names the first row of a block that is not finite."""
         numbers = np.arange(start, stop) if self.index is None else self.index[start:stop]
-        found = _checks.nonfinite_row(
-            self.function, dict(zip(("w1", "w2"), self.rows(start, stop), strict=True)), numbers
-        )
-        raise found or ValueError(f"{self.function}: sums over the labels overflow; scale the unembeddings down")
+        rows = (w.cpu() if _checks.is_torch(w) else w for w in self.rows(start, stop))
+        return _checks.nonfinite_row(self.function, dict(zip(("w1", "w2"), rows, strict=True)), numbers)
+
+    def overflow(self) -> ValueError:
+        """Return the error of unembeddings whose squares overflow."""
+        return ValueError(f"{self.function}: sums over the labels overflow; scale the unembeddings down")
+
+    def sampled(self) -> NDArray[np.int64]:
+        """Return the places of the labels that the pivot is the mean of, in order."""
+        rng = np.random.default_rng(0)
+        return np.sort(rng.choice(self.count, min(self.count, _PIVOT_ROWS), replace=False))
 
     def marked(self) -> Any:
         """Return a SHA-256 of shapes, dtypes, labels and biases, which takes in marks of the rows next."""
@@ -165,9 +176,9 @@ class Columns:
 
 @dataclass(frozen=True, eq=False)
 class Factor:
-    """A matrix R (r, D) with R^T R = M^T C M, how it was found, and the fingerprint of the weights."""
+    """A matrix R (r, D) with R^T R = M^T C M, where it was found, how, and the fingerprint of the weights."""
 
-    matrix: Float64
+    matrix: Array
     method: str
     fingerprint: str
 
@@ -343,6 +354,12 @@ def _words(w: Array) -> NDArray[np.uint64]:
     rows = _bytes(w)
     missing = -rows.shape[1] % 8
     return np.asarray(np.pad(rows, ((0, 0), (0, missing))) if missing else rows).view(np.uint64)
+
+
+def keys(w: Array) -> NDArray[np.uint64]:
+    """Return the keys (4, words) of the rows of an unembedding."""
+    item = w.element_size() if _checks.is_torch(w) else w.itemsize
+    return _keys(-(-int(w.shape[1]) * item // 8))
 
 
 def _dtype(w: Array) -> str:

@@ -75,6 +75,16 @@ def gather(arrays: Mapping[str, Array], group: Any) -> list[dict[str, NDArray[An
     return [dict(np.load(io.BytesIO(found[:length].cpu().numpy().data))) for found, length in everyone]
 
 
+def share(function: str, failure: Exception | None, group: Any) -> None:
+    """Raise the error of this process, or tell that another has one; no process goes on alone."""
+    flags = gather({"failed": np.array(failure is not None)}, group)
+    failed = [rank for rank, found in enumerate(flags) if found["failed"]]
+    if failure is not None:
+        raise failure
+    if failed:
+        raise RuntimeError(f"{function}: process {failed[0]} has an error, see there")
+
+
 def _of_all(mine: Any, group: Any) -> list[Any]:
     """Return the tensors of all processes of a group, which have one shape, in their order."""
     import torch

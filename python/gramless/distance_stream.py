@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from . import _checks
 from ._checks import Array
+from ._device import is_asked_for
+from ._device_rows import Sums, nonfinite, warn_of_cancellation
+from ._dispatch import PRECISIONS, check_backend
+from ._processes import Agreement, gather
 from ._row_values import Mean
 from ._states import saved
 from .accumulators import Accumulator
@@ -55,17 +62,56 @@ class LogitDistanceResult:
         return self.value
 
 
-class LogitDistance(Accumulator[Mean]):
+class Unread(NamedTuple):
+    """Sums of rows on a GPU that nobody has waited for."""
+
+    numbers: Any  # (7,) float64, those of `Sums`
+    start: int  # the number of the row that theirs are counted from
+
+    def read(self) -> Sums:
+        """Return them; this waits for the device."""
+        return Sums.of(self.numbers.tolist())
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Squared distances of all rows so far: of those of the host, and of those that came on GPUs, in parts."""
+
+    known: Mean
+    unread: tuple[Unread, ...] = ()
+    # also those that do not count
+    given: int = 0
+
+    @property
+    def n(self) -> int:
+        """Number of rows that count; of rows on a GPU this waits for it."""
+        return self.known.n + sum(part.read().n for part in self.unread)
+
+    def merge(self, other: Rows) -> Rows:
+        """Return the rows of both."""
+        later = tuple(part._replace(start=part.start + self.given) for part in other.unread)
+        return Rows(self.known.merge(other.known), self.unread + later, self.given + other.given)
+
+
+class LogitDistance(Accumulator[Rows]):
     """Logit distance of a stream of batches of hidden states.
 
     Parameters
     ----------
     pair : UnembeddingPair
         The factor of the unembeddings.
+    precision : {"fast", "high", "exact"}
+        As in `UnembeddingPair.rows`, like backend.
+    backend : {"auto", "reference", "cpu", "cuda"}
+        A named backend never falls back to another.
 
     Notes
     -----
-    N D^2 flops as `UnembeddingPair.rows`; it holds three numbers.
+    N D^2 flops as `UnembeddingPair.rows`; it holds three numbers, and seven for each GPU.
+
+    Sums of rows on a GPU stay there, and `update` does not wait for it, but once for the factor if that was made
+    elsewhere: rows that are not finite, overflow and terms that cancel are told by what reads the sums, `finalize` or
+    `state_dict`, and `reset` takes them away. A mask may be on the GPU.
 
     Examples
     --------
@@ -81,10 +127,12 @@ class LogitDistance(Accumulator[Mean]):
     83.23 +- 1.52 (n = 100)
     """
 
-    def __init__(self, pair: UnembeddingPair) -> None:
+    def __init__(self, pair: UnembeddingPair, *, precision: str = "high", backend: str = "auto") -> None:
         if not isinstance(pair, UnembeddingPair):
             raise TypeError(f"LogitDistance: expected an UnembeddingPair, got {type(pair).__name__}")
-        self._pair = pair
+        _checks.choice("LogitDistance", "precision", precision, PRECISIONS)
+        check_backend("LogitDistance", backend)
+        self._pair, self._precision, self._backend = pair, precision, backend
 
     def __repr__(self) -> str:
         return f"LogitDistance(n={self.n}, {self._pair!r})"
@@ -92,7 +140,7 @@ class LogitDistance(Accumulator[Mean]):
     @property
     def nbytes(self) -> int:
         """Bytes held by the sums; the pair is shared."""
-        return 24
+        return 24 + 56 * len(self._state.unread if self._state else ())
 
     def update(self, h1: Array, h2: Array, *, mask: Any = None) -> Self:
         """Add rows.
@@ -109,8 +157,23 @@ class LogitDistance(Accumulator[Mean]):
         TypeError, ValueError, RuntimeError
             As `UnembeddingPair.rows`. The rows so far are kept.
         """
-        function = self._name("update")
-        self._take(function, Mean.of(self._pair._squares(function, h1, h2, mask)))
+        function, pair = self._name("update"), self._pair
+        arrays = pair._states(function, h1, h2)
+        given, before = int(arrays["h1"].shape[0]), self._state
+        if not is_asked_for(arrays, self._backend):
+            self._take(function, Rows(Mean.of(pair._squares(function, h1, h2, mask)), given=given))
+            return self
+        rows = Rows(Mean()) if before is None else before
+        *earlier, last = rows.unread or (None,)
+        home = arrays["h1"].device if _checks.gpu_of(arrays["h1"]) else None
+        if last is not None and home not in (None, last.numbers.device):
+            earlier, last = [*earlier, last], None
+        part = Unread(None, rows.given) if last is None else last
+        options = self._precision, self._backend
+        numbers = pair._held.add(part.numbers, rows.given - part.start, function, arrays, mask, options)
+        if given:
+            unread = (*earlier, part._replace(numbers=numbers))
+            self._state = Rows(rows.known, unread, rows.given + given)
         return self
 
     def finalize(self) -> LogitDistanceResult:
@@ -119,18 +182,28 @@ class LogitDistance(Accumulator[Mean]):
         Raises
         ------
         ValueError
-            If there are no rows yet.
+            If there are no rows yet, or rows that came on a GPU are not finite or overflow.
+
+        Warns
+        -----
+        RuntimeWarning
+            As `UnembeddingPair.rows`, of rows that came on a GPU.
         """
-        found = self._filled(self._name("finalize"))
+        found = self._read(self._name("finalize"), self._state)
+        if not found.n:
+            raise ValueError(f"{self._name('finalize')}: no rows yet, update first")
         value = math.sqrt(found.value)
         return LogitDistanceResult(value, found.stderr / (2 * value) if value else 0.0, found.value, found.n)
 
     def state_dict(self) -> dict[str, Array]:
         """Return a flat dict of arrays, which saves without pickle; the pair saves by itself."""
-        n, mean, square = self._state or Mean()
-        return saved({}, format=FORMAT, n=n, mean=mean, square=square, fingerprint=self._pair.fingerprint)
+        return self._saved(self._read(self._name("state_dict"), self._state))
 
-    def _loaded(self, function: str, state: Mapping[str, Any]) -> Mean | None:
+    def _saved(self, mean: Mean) -> dict[str, Array]:
+        n, value, square = mean
+        return saved({}, format=FORMAT, n=n, mean=value, square=square, fingerprint=self._pair.fingerprint)
+
+    def _loaded(self, function: str, state: Mapping[str, Any]) -> Rows | None:
         n = _checks.state_header(function, state, FORMAT)
         sums = (_checks.state_array(function, state, key, (), infinite=True) for key in ("mean", "square"))
         mean, square = map(float, sums)
@@ -138,16 +211,57 @@ class LogitDistance(Accumulator[Mean]):
             raise ValueError(f"{function}: no {n} rows have mean square {mean} and sum of squares {square}")
         self._same_weights(function, _checks.state_text(function, state, "fingerprint"))
         _checks.no_other_keys(function, state, {"format", "n", "mean", "square", "fingerprint"})
-        return Mean(n, mean, square) if n else None
+        return Rows(Mean(n, mean, square), given=n) if n else None
 
     def _refuse_other(self, function: str, other: Any) -> None:
         super()._refuse_other(function, other)
         self._same_weights(function, other._pair.fingerprint)
 
-    def _joined(self, function: str, mine: Mean, theirs: Mean) -> Mean:
+    def _read(self, function: str, state: Rows | None) -> Mean:
+        """Return the mean of all rows; of rows on a GPU this waits for it.
+
+        Raises
+        ------
+        ValueError
+            If some of these are not finite, or overflow.
+        """
+        rows = state or Rows(Mean())
+        parts = [part.read() for part in rows.unread]
+        for part, found in zip(rows.unread, parts, strict=True):
+            for name, row in found.first_bad.items():
+                raise nonfinite(function, name, part.start + row)
+            # sums of squares of these may
+            if not math.isfinite(found.mean):
+                raise ValueError(f"{function}: squared distances overflow; scale the data down")
+        lost, worst = sum(found.unresolved for found in parts), max((found.worst for found in parts), default=0.0)
+        if lost:
+            warn_of_cancellation(function, lost, sum(found.n for found in parts), worst, stacklevel=4)
+        return functools.reduce(Mean.merge, (Mean(*found[:3]) for found in parts), rows.known)
+
+    def _take(self, function: str, state: Rows) -> None:
+        # whether a GPU has rows that count is not asked
+        if self._state is None and state.unread:
+            self._state = state
+        else:
+            super()._take(function, state)
+
+    def _reduced(self, function: str, agreed: Agreement, group: Any) -> Rows:
+        """Return the rows of all processes; what is at fault on one of them is told by all."""
+        try:
+            mine: Mapping[str, Any] = self._saved(self._read(function, self._state))
+        except ValueError as error:
+            mine = {"fault": np.array(str(error))}
+        everyone = gather(mine, group)
+        for state in everyone:
+            if "fault" in state:
+                raise ValueError(str(state["fault"]))
+        found = (self._loaded(function, state) for state in everyone if int(state["n"]))
+        return functools.reduce(Rows.merge, filter(None, found))
+
+    def _joined(self, function: str, mine: Rows, theirs: Rows) -> Rows:
         return mine.merge(theirs)
 
-    def _layout(self, state: Mean) -> str:
+    def _layout(self, state: Rows) -> str:
         return self._pair.fingerprint
 
     def _same_weights(self, function: str, fingerprint: str) -> None:

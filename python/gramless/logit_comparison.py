@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields, replace
+from functools import reduce
 from typing import Any, overload
 
 import numpy as np
@@ -11,14 +14,20 @@ from . import _checks, _logit_checks, ops
 from ._arrays import readable
 from ._checks import Array
 from ._comparison import LogitComparison as LogitComparison
-from ._dispatch import check_backend
+from ._device import is_asked_for
+from ._dispatch import PRECISIONS, check_backend
+from ._logit_checks import Choice, Head
 from ._logits import LogitPairState
 from ._progress import watched
 from ._row_values import RowTable, check_state
+from ._unread_pairs import Options, PairsOnTheWay
+from ._unread_pairs import without_ignored as without_ignored
 
 # with fewer rows at a time, reading the unembeddings begins to cost more than what is done with them
 LEAST_ROWS = 1024
 MOST_ROWS = 65536
+# on a GPU, which has its rows at hand: launches and the copies of results are to cost nothing
+LEAST_ROWS_ON_GPU = 16384
 # of hidden states, and flops, of the rows of a batch
 _BATCH_BYTES, _BATCH_FLOPS = 1 << 26, 1e12
 
@@ -47,6 +56,7 @@ def compare_logits(
     batch_rows: int | None = None,
     progress: bool = False,
     nonfinite: str = "raise",
+    precision: str = "high",
     backend: str = "auto",
 ) -> LogitComparison: ...
 def compare_logits(
@@ -70,6 +80,7 @@ def compare_logits(
     batch_rows: int | None = None,
     progress: bool = False,
     nonfinite: str = "raise",
+    precision: str = "high",
     backend: str = "auto",
 ) -> LogitComparison:
     """Compare what two models predict for the same rows: KL both ways, JS, logit distance, agreement and others.
@@ -77,8 +88,9 @@ def compare_logits(
     Parameters
     ----------
     h1 : array of shape (N, d1), float16, bfloat16, float32 or float64; or a LogitPairState
-        Hidden states of model 1, also memory-mapped. A state, of one pass or of merged slices of the vocabulary, stands
-        for both models: then there is nothing else to give but rows. It may lack js and tv.
+        Hidden states of model 1, also memory-mapped, or on a GPU, as all others then. A state, of one pass or of merged
+        slices of the vocabulary, stands for both models: then there is nothing else to give but rows. It may lack js
+        and tv.
     w1 : array of shape (V, d1) or None
         Its unembedding. None: h1 holds its logits (N, V).
     h2, w2 : array of shape (N, d2) and (V, d2)
@@ -104,12 +116,15 @@ def compare_logits(
     workspace : int, optional
         As in `gramless.logit_pairs`.
     batch_rows : int, optional
-        Rows at a time. Default: 64 MiB of hidden states, or fewer where there are many labels, at least 1024.
+        Rows at a time. Default: 64 MiB of hidden states, or fewer where there are many labels, at least 1024; on a GPU
+        at least 16384.
     progress : bool
         Show a progress bar over the batches on standard error.
     nonfinite : {"raise", "propagate"}
         What NaN and infinity do; "propagate" makes what they reach NaN.
-    backend : {"auto", "reference", "cpu"}
+    precision : {"fast", "high", "exact"}
+        Of products on a GPU, as in `gramless.logit_pairs`.
+    backend : {"auto", "reference", "cpu", "cuda"}
         A named backend never falls back to another.
 
     Returns
@@ -124,7 +139,8 @@ def compare_logits(
     Notes
     -----
     2 N V (d1 + d2) flops, twice that for divergences where their workspace is too small: no N x V array. Beside what
-    `gramless.logit_pairs` takes of a batch, 240 KB; with rows, 112 bytes for each.
+    `gramless.logit_pairs` takes of a batch, 240 KB; with rows, 112 bytes for each. A GPU is given the next batch while
+    results of the last one are on their way.
 
     Examples
     --------
@@ -148,6 +164,7 @@ def compare_logits(
     if h2 is None:
         raise TypeError(f"{function}: expected h1, w1, h2 and w2, or a LogitPairState, got no h2")
     check_backend(function, backend, "logit_pairs")
+    _checks.choice(function, "precision", precision, PRECISIONS)
     if batch_rows is not None:
         _checks.positive(function, "batch_rows", batch_rows)
     first, second = (
@@ -160,41 +177,30 @@ def compare_logits(
     chosen = _logit_checks.choice(function, [first, second], labels, mask, targets)
     if not chosen.n:
         raise ValueError(f"{function}: expected at least one row that counts, got none")
-    widths = [0 if of.w is None else int(of.w.shape[1]) for of in (first, second)]
-    size = batch_rows or rows_at_a_time(first.labels, sum(widths), sum(_row_bytes(of.h) for of in (first, second)))
-    goals = None if targets is None else readable(targets)
-    table: RowTable | None = None
-    for start in watched(range(0, n, size), "batches of rows", shown=progress and n > size):
-        batch = slice(start, start + size)
-        counted = None if chosen.mask is None else chosen.mask[batch]
-        if counted is not None and not counted.any():
-            continue
-        try:
-            state = ops.logit_pairs(
-                first.h[batch],
-                first.w,
-                second.h[batch],
-                second.w,
-                b1=first.b,
-                b2=second.b,
-                labels=chosen.labels,
-                mask=counted,
-                targets=None if goals is None else goals[batch],
-                temperature=temperature,
-                softcap1=softcap1,
-                softcap2=softcap2,
-                divergences=divergences,
-                workspace=workspace,
-                nonfinite=nonfinite,
-                backend=backend,
-            )
-        except (TypeError, ValueError) as error:
-            raise _numbered(function, error, start) from None
-        found = RowTable.of(function, state, divergences=divergences, keep=rows)
-        table = found if table is None else table.merge(found)
-    if table is None:
-        raise ValueError(f"{function}: expected at least one row that counts, got none")
-    return LogitComparison._of(table)
+    _checks.choice(function, "nonfinite", nonfinite, ("raise", "propagate"))
+    heat = _checks.above_zero(function, "temperature", temperature)
+    if workspace is not None:
+        _checks.positive(function, "workspace", workspace)
+    arrays = {f"{name}{of.number}": a for of in (first, second) for name, a in (("h", of.h), ("w", of.w))}
+    on_gpu = is_asked_for(arrays, backend)
+    row_bytes, width = (sum(measure(of) for of in (first, second)) for measure in (_row_bytes, _width))
+    batches = _Batches(
+        function,
+        (first, second),
+        chosen,
+        None if targets is None else readable(targets),
+        batch_rows or (rows_on_gpu(row_bytes) if on_gpu else rows_at_a_time(first.labels, width, row_bytes)),
+        temperature=heat,
+        divergences=divergences,
+        workspace=workspace,
+        nonfinite=nonfinite,
+        precision=precision,
+        backend=backend,
+    )
+    starts = watched(range(0, n, batches.size), "batches of rows", shown=progress and n > batches.size)
+    states = batches.on_gpu(starts) if on_gpu else batches.on_host(starts)
+    tables = (RowTable.of(function, state, divergences=divergences, keep=rows) for state in states)
+    return LogitComparison._of(reduce(RowTable.merge, tables))
 
 
 def rows_at_a_time(labels: int, width: int, row_bytes: int) -> int:
@@ -217,46 +223,115 @@ def rows_at_a_time(labels: int, width: int, row_bytes: int) -> int:
     return min(max(int(most) // 256 * 256, LEAST_ROWS), MOST_ROWS)
 
 
-def without_ignored(function: str, mask: Any, targets: Any, ignore_index: Any, n: int) -> Any:
-    """Return a mask without the rows whose target is to be ignored.
+def rows_on_gpu(row_bytes: int) -> int:
+    """Return how many rows of both models make a batch on a GPU, given the bytes of a row of both hidden states.
 
-    Raises
-    ------
-    TypeError, ValueError
-        If ignore_index is no whole number, or there are no targets. What mask and targets are is checked elsewhere.
+    Examples
+    --------
+    >>> from gramless.logit_comparison import rows_on_gpu
+    >>> rows_on_gpu(16384), rows_on_gpu(2048)
+    (16384, 32768)
     """
-    if ignore_index is None:
-        return mask
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int | np.integer):
-        raise TypeError(f"{function}: expected ignore_index to be an int, got {type(ignore_index).__name__}")
-    found = None if targets is None else readable(targets)
-    if targets is None:
-        raise ValueError(f"{function}: ignore_index={ignore_index} needs targets")
-    given = None if mask is None else readable(mask)
-    wrong = found is None or found.dtype.kind not in "iu" or found.shape != (n,)
-    if found is None or wrong or (mask is not None and (given is None or given.shape != (n,) or given.dtype != bool)):
-        return mask
-    kept = found != ignore_index
-    return kept if given is None else kept & given
+    return min(max(_BATCH_BYTES // max(row_bytes, 1) // 256 * 256, LEAST_ROWS_ON_GPU), MOST_ROWS)
 
 
-def _row_bytes(h: Array) -> int:
-    return int(h.shape[1]) * (8 if "64" in str(h.dtype) else 4 if "32" in str(h.dtype) else 2)
+@dataclass(frozen=True)
+class _Batches:
+    """Rows of two checked models in batches, and how to compute them."""
+
+    function: str
+    heads: tuple[Head, Head]
+    chosen: Choice
+    targets: Any
+    size: int
+    temperature: float
+    divergences: bool
+    workspace: int | None
+    nonfinite: str
+    precision: str
+    backend: str
+
+    def on_host(self, starts: Iterable[int]) -> Iterator[LogitPairState]:
+        """Yield the state of each batch in which rows count, given their first rows."""
+        for start in starts:
+            if self.chosen.mask is None or self.chosen.mask[start : start + self.size].any():
+                yield self._state(start)
+
+    def on_gpu(self, starts: Iterable[int]) -> Iterator[LogitPairState]:
+        """Yield the same of a GPU, which is given the next batches before those are waited for."""
+        named = {field.name: getattr(self, field.name) for field in fields(Options) if hasattr(self, field.name)}
+        options = Options(**named, labels=self.chosen.labels, ignore_index=None)
+        on_the_way = PairsOnTheWay()
+        for start in starts:
+            (first, second), mask, targets = self._rows(start)
+            on_the_way.launch(options, (first, second), mask, targets, start)
+            yield from map(self._judged, on_the_way.arrived())
+        yield from map(self._judged, on_the_way.all())
+
+    def _judged(self, arrival: tuple[int, LogitPairState | ValueError]) -> LogitPairState:
+        start, found = arrival
+        if isinstance(found, ValueError):
+            # computed again, it is told in more detail
+            self._state(start)
+            raise _numbered(self.function, found, start)
+        return found
+
+    def _rows(self, start: int) -> tuple[tuple[Head, Head], Any, Any]:
+        """Return models, mask and targets of a batch."""
+        batch = slice(start, start + self.size)
+        first, second = (replace(of, h=of.h[batch]) for of in self.heads)
+        mask, targets = (None if rows is None else rows[batch] for rows in (self.chosen.mask, self.targets))
+        return (first, second), mask, targets
+
+    def _state(self, start: int) -> LogitPairState:
+        (first, second), mask, targets = self._rows(start)
+        try:
+            return ops.logit_pairs(
+                first.h,
+                first.w,
+                second.h,
+                second.w,
+                b1=first.b,
+                b2=second.b,
+                labels=self.chosen.labels,
+                mask=mask,
+                targets=targets,
+                temperature=self.temperature,
+                softcap1=first.softcap,
+                softcap2=second.softcap,
+                divergences=self.divergences,
+                workspace=self.workspace,
+                nonfinite=self.nonfinite,
+                precision=self.precision,
+                backend=self.backend,
+            )
+        except (TypeError, ValueError) as error:
+            raise _numbered(self.function, error, start) from None
+
+
+def _width(of: Head) -> int:
+    return 0 if of.w is None else int(of.w.shape[1])
+
+
+def _row_bytes(of: Head) -> int:
+    kind = str(of.h.dtype)
+    return int(of.h.shape[1]) * (8 if "64" in kind else 4 if "32" in kind else 2)
 
 
 def _numbered(function: str, error: Exception, start: int) -> Exception:
     """Return the error of a batch with its name and its rows numbered among all."""
 
     def moved(found: re.Match[str]) -> str:
-        return f"{found[1]}{int(found[2]) + start}..{int(found[3]) + start}"
+        return re.sub(r"\d+", lambda row: str(int(row[0]) + start), found[0])
 
-    text = re.sub(r"(\bh[12] has non-finite values in rows )(\d+)\.\.(\d+)", moved, str(error))
+    text = re.sub(r"(?<=\bh[12] has non-finite values in rows )\d+\.\.\d+|\brow \d+(?= of h[12]\b)", moved, str(error))
     return type(error)(text.replace("logit_pairs", function, 1))
 
 
 def _check_alone(function: str, given: dict[str, Any]) -> None:
     """Refuse what a state cannot take into account any more."""
-    plain = {"temperature": 1.0, "divergences": True, "progress": False, "nonfinite": "raise", "backend": "auto"}
+    plain: dict[str, Any] = {"temperature": 1.0, "divergences": True, "progress": False, "nonfinite": "raise"}
+    plain |= {"precision": "high", "backend": "auto"}
     for name, value in given.items():
         if name in ("h1", "rows", "function") or value is None:
             continue

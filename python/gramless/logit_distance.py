@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from . import _checks, _logit_checks, ops
 from ._checks import Array
-from ._dispatch import check_backend
+from ._device import is_asked_for
+from ._dispatch import PRECISIONS, check_backend
 from ._factors import unmasked
 from ._logit_checks import Choice, Head
 from .unembedding import UnembeddingPair
@@ -78,6 +79,7 @@ def logit_distance(
     pair: UnembeddingPair | None = None,
     rows: Literal[False] = False,
     method: str = "auto",
+    precision: str = "high",
     backend: str = "auto",
 ) -> float: ...
 @overload
@@ -95,6 +97,7 @@ def logit_distance(
     pair: UnembeddingPair | None = None,
     rows: Literal[True],
     method: str = "auto",
+    precision: str = "high",
     backend: str = "auto",
 ) -> Float64: ...
 def logit_distance(
@@ -111,6 +114,7 @@ def logit_distance(
     pair: UnembeddingPair | None = None,
     rows: bool = False,
     method: str = "auto",
+    precision: str = "high",
     backend: str = "auto",
 ) -> float | Float64:
     """Distance between the logits of two models, centred over the labels: the root of its mean square over rows.
@@ -136,8 +140,11 @@ def logit_distance(
     method : {"auto", "factor", "vocabulary"}
         With a factor of the unembeddings, V D^2 flops once and N D^2 flops, D = d1 + d2; or with logits, 2 N V D flops.
         "auto" takes the factor with a pair, or if N V / (N + V) > D / 2.
-    backend : {"auto", "reference", "cpu"}
-        Of the kernels.
+    precision : {"fast", "high", "exact"}
+        Of products with a factor on a GPU, as in `UnembeddingPair.rows`; data in float64 are always "exact". Logits
+        themselves are always in float64, as differences of logits have fewer digits than these.
+    backend : {"auto", "reference", "cpu", "cuda"}
+        Of the kernels. A named backend never falls back to another.
 
     Returns
     -------
@@ -157,7 +164,8 @@ def logit_distance(
 
     Notes
     -----
-    All arithmetic is in float64, whatever the dtypes. Peak extra bytes: those of `UnembeddingPair`, and of its rows.
+    All arithmetic is in float64, whatever the dtypes, but for products of rows with a factor on a GPU. Peak extra
+    bytes: those of `UnembeddingPair`, and of its rows; from the logits themselves those of `logit_pairs`.
 
     Examples
     --------
@@ -173,11 +181,12 @@ def logit_distance(
     """
     function = "logit_distance"
     _checks.choice(function, "method", method, METHODS)
+    _checks.choice(function, "precision", precision, PRECISIONS)
     check_backend(function, backend)
     heat = _checks.above_zero(function, "temperature", temperature)
     if pair is not None:
         _check_pair(function, pair, w1, w2, b1, b2, labels, method)
-        squares = pair._squares(function, h1, h2, mask)
+        squares = pair._distances(function, h1, h2, mask, precision, backend)
     else:
         if method == "factor" and (w1 is None or w2 is None):
             raise ValueError(f"{function}: method='factor' needs w1 and w2, or a pair")
@@ -192,8 +201,16 @@ def logit_distance(
         else:
             count = first.labels if chosen.labels is None else len(chosen.labels)
             path = plan(chosen.n, count, int(w1.shape[1]) + int(w2.shape[1])).path if method == "auto" else method
+        arrays = {
+            f"{k}{of.number}": a for of in (first, second) for k, a in (("h", of.h), ("w", of.w)) if a is not None
+        }
+        _checks.same_device(function, arrays)
         if path == "factor":
-            squares = UnembeddingPair._of(function, w1, w2, b1, b2, labels, backend)._squares(function, h1, h2, mask)
+            made = UnembeddingPair._of(function, w1, w2, b1, b2, labels, backend)
+            in_float64 = any("float64" in str(array.dtype) for array in arrays.values())
+            squares = made._distances(function, h1, h2, mask, "exact" if in_float64 else precision, backend)
+        elif is_asked_for(arrays, backend):
+            squares = _by_vocabulary_on_gpu(function, first, second, chosen, backend)
         else:
             squares = _by_vocabulary(function, first, second, chosen, backend)
     if not len(squares):
@@ -218,11 +235,48 @@ def _check_pair(function: str, pair: Any, w1: Any, w2: Any, b1: Any, b2: Any, la
         pair._check(function, w1, w2, b1, b2)
 
 
-def _by_vocabulary(function: str, first: Head, second: Head, chosen: Choice, backend: str) -> Float64:
-    """Return the squared distances from the logits themselves, tile by tile, in float64."""
+def _by_vocabulary_on_gpu(function: str, first: Head, second: Head, chosen: Choice, backend: str) -> Float64:
+    """Return the squared distances from the logits themselves, which the kernel takes in float64 as they are given."""
+    _refuse_masked_in_one(function, first, second, chosen)
+    try:
+        state = ops.logit_pairs(
+            first.h,
+            first.w,
+            second.h,
+            second.w,
+            b1=first.b,
+            b2=second.b,
+            labels=chosen.labels,
+            mask=chosen.mask,
+            precision="exact",
+            backend=backend,
+        )
+    except ValueError as error:
+        raise ValueError(str(error).replace("logit_pairs", function, 1)) from None
+    kept = np.arange(int(first.h.shape[0])) if chosen.mask is None else np.flatnonzero(chosen.mask)
+    return _finite(function, state.delta_square, kept)
+
+
+def _refuse_masked_in_one(function: str, first: Head, second: Head, chosen: Choice) -> None:
     if first.b is not None or second.b is not None:
         b1, b2 = (np.zeros(of.labels) if of.b is None else of.b for of in (first, second))
         unmasked(function, b1, b2, chosen.labels)
+
+
+def _finite(function: str, squares: Float64, rows: NDArray[np.int64]) -> Float64:
+    """Return squared distances of numbered rows, all of which are finite."""
+    if not np.isfinite(squares).all():
+        row = int(rows[np.argmin(np.isfinite(squares))])
+        raise ValueError(
+            f"{function}: the distance of row {row} is infinite: a label is masked (-inf) in one model only, or logits "
+            "overflow"
+        )
+    return squares
+
+
+def _by_vocabulary(function: str, first: Head, second: Head, chosen: Choice, backend: str) -> Float64:
+    """Return the squared distances from the logits themselves, tile by tile, in float64."""
+    _refuse_masked_in_one(function, first, second, chosen)
     n = int(first.h.shape[0])
     kept = np.arange(n) if chosen.mask is None else np.flatnonzero(chosen.mask)
     squares = np.empty(len(kept))
@@ -249,10 +303,4 @@ def _by_vocabulary(function: str, first: Head, second: Head, chosen: Choice, bac
             named = _checks.nonfinite_row(function, {f"h{number}": h for number, h in states.items()}, rows)
             raise named or ValueError(text) from None
         squares[start : start + size] = state.delta_square
-    if not np.isfinite(squares).all():
-        row = int(kept[np.argmin(np.isfinite(squares))])
-        raise ValueError(
-            f"{function}: the distance of row {row} is infinite: a label is masked (-inf) in one model only, or logits "
-            "overflow"
-        )
-    return squares
+    return _finite(function, squares, kept)

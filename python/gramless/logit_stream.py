@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import _checks, _logit_checks, ops
-from ._arrays import readable
+from . import _checks, ops
 from ._checks import Array
 from ._comparison import LogitComparison
-from ._dispatch import check_backend
-from ._logits import LogitPairState
+from ._device import is_asked_for
+from ._dispatch import PRECISIONS, check_backend
+from ._head_weights import HeadWeights
+from ._logits import OPTIONS, LogitPairState
+from ._processes import agree, share
 from ._row_values import RowTable, check_state
 from ._states import saved
-from .accumulators import Accumulator
-from .logit_comparison import without_ignored
+from ._unread_pairs import Options, PairsOnTheWay, without_ignored
+from .accumulators import Accumulator, _alone
 
 if TYPE_CHECKING:
     from typing import Self
 
 FORMAT = "gramless.logit_pairs/1"
-# rows of each unembedding that its fingerprint is taken of
-_SAMPLED_ROWS = 64
 
 
 class LogitPairs(Accumulator[RowTable]):
@@ -39,7 +38,7 @@ class LogitPairs(Accumulator[RowTable]):
         Biases; -inf masks a label.
     labels : int array of shape (V',), optional
         The labels to compare. Default: all.
-    temperature, softcap1, softcap2, divergences, ignore_index, workspace, nonfinite, backend
+    temperature, softcap1, softcap2, divergences, ignore_index, workspace, nonfinite, precision, backend
         As in `gramless.compare_logits`.
     keep_rows : bool
         Keep the values of each row, 112 bytes, for `rows` and exact quantiles.
@@ -57,8 +56,15 @@ class LogitPairs(Accumulator[RowTable]):
     the values of 64 rows of each, evenly spaced. `all_reduce` gathers 240 KB from each process, and rows where they are
     kept.
 
+    With tensors on a GPU, where the weights have to be, too, `update` does not wait for it: what a row amounts to, 168
+    bytes, goes to pinned host memory while more is launched, and is added when a later call finds it there. Of this 64
+    MiB may be pending, and the newest batch; beyond that, `update` waits for the oldest. What shows on the GPU only,
+    values that are not finite and targets that are wrong, is told once, with the number of the update, by what is read
+    next: `finalize`, `state_dict`, `all_reduce`, or `merge` of the other one. That batch is left out, all others stay.
+    `n` and `nbytes` wait, but tell nothing. A CUDA graph cannot hold an update.
+
     Where each process has a slice of the vocabulary, as with tensor-parallel heads, states of the slices are merged,
-    and added by `add`, which shows how.
+    and added by `add`, which shows how; `gramless.integrations.distributed.logit_pairs` does it for torch.distributed.
 
     Examples
     --------
@@ -76,6 +82,12 @@ class LogitPairs(Accumulator[RowTable]):
     True
     """
 
+    _table: RowTable | None = None
+    # batches that a GPU is at work on, what is wrong with some that have come, and how many updates there were
+    _pending: PairsOnTheWay | None = None
+    _faults: tuple[str, ...] = ()
+    _updates = 0
+
     def __init__(
         self,
         w1: Array | None = None,
@@ -92,15 +104,17 @@ class LogitPairs(Accumulator[RowTable]):
         keep_rows: bool = False,
         workspace: int | None = None,
         nonfinite: str = "raise",
+        precision: str = "high",
         backend: str = "auto",
     ) -> None:
         function = "LogitPairs"
         check_backend(function, backend, "logit_pairs")
+        _checks.choice(function, "precision", precision, PRECISIONS)
         _checks.choice(function, "nonfinite", nonfinite, ("raise", "propagate"))
         if workspace is not None:
             _checks.positive(function, "workspace", workspace)
         without_ignored(function, None, np.zeros(0, np.int64), ignore_index, 0)
-        self._weights = _checked(function, (w1, b1, softcap1), (w2, b2, softcap2), labels)
+        self._weights = HeadWeights.checked(function, (w1, b1, softcap1), (w2, b2, softcap2), labels)
         self._ignore_index = ignore_index
         # what the values of a row depend on, beside the weights
         self._settings: dict[str, Any] = {
@@ -112,8 +126,14 @@ class LogitPairs(Accumulator[RowTable]):
             "divergences": _flag(function, "divergences", divergences),
             "keep_rows": _flag(function, "keep_rows", keep_rows),
         }
-        self._fingerprint = _fingerprint(self._weights)
+        self._fingerprint = self._weights.fingerprint()
         self._run: dict[str, Any] = {"workspace": workspace, "nonfinite": nonfinite, "backend": backend}
+        self._precision = precision
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self._pending:
+            self._settle()
+        return {name: value for name, value in super().__getstate__().items() if name != "_pending"}
 
     def __repr__(self) -> str:
         table = self._state
@@ -129,7 +149,7 @@ class LogitPairs(Accumulator[RowTable]):
         mask : bool array of shape (N,), optional
             Rows that count. Default: all.
         targets : int array of shape (N,), optional
-            The label of each row; -1 is none.
+            The label of each row; -1 is none. On the host or beside h1, like mask.
 
         Raises
         ------
@@ -138,24 +158,85 @@ class LogitPairs(Accumulator[RowTable]):
             there are no targets. The rows so far are kept.
         """
         function = self._name("update")
-        w1, w2, b1, b2, labels = self._weights
-        arrays = {name: _checks.rows(function, name, h, allow_empty=True) for name, h in (("h1", h1), ("h2", h2))}
+        given, weights = (("h1", h1), ("h2", h2)), self._weights
+        arrays = {name: _checks.rows(function, name, h, allow_empty=True, on_gpu=True) for name, h in given}
         n = _checks.same_rows(function, arrays)
+        if is_asked_for(arrays | weights.arrays, self._run["backend"]):
+            self._launch(function, arrays, mask, targets)
+            return self
         mask = without_ignored(function, mask, targets, self._ignore_index, n)
         settings = {name: self._settings[name] for name in ("temperature", "softcap1", "softcap2", "divergences")}
-        chosen = {"b1": b1, "b2": b2, "labels": labels, "mask": mask, "targets": targets}
+        chosen = {"b1": weights.b1, "b2": weights.b2, "labels": weights.labels, "mask": mask, "targets": targets}
+        h1, h2 = arrays.values()
         try:
-            state = ops.logit_pairs(arrays["h1"], w1, arrays["h2"], w2, **chosen, **settings, **self._run)
+            state = ops.logit_pairs(h1, weights.w1, h2, weights.w2, **chosen, **settings, **self._run)
         except (TypeError, ValueError) as error:
             raise type(error)(str(error).replace("logit_pairs", function, 1)) from None
         self._take(function, RowTable.of(function, state, **self._options))
+        self._updates += 1
         return self
+
+    def _launch(self, function: str, arrays: Mapping[str, Array], mask: Any, targets: Any) -> None:
+        """Launch a batch on a GPU, and add what has come of those before."""
+        options = Options(
+            function,
+            labels=self._weights.labels,
+            ignore_index=self._ignore_index,
+            temperature=self._settings["temperature"],
+            divergences=self._settings["divergences"],
+            precision=self._precision,
+            **self._run,
+        )
+        before, pending = self._table, self._pending or PairsOnTheWay()
+        known = pending.labels or (before.labels if before else 0)
+        pending.launch(options, self._weights.heads(function, arrays), mask, targets, self._updates + 1, known)
+        self._pending, self._updates = pending, self._updates + 1
+        self._add_arrived(pending.arrived())
+
+    @property
+    def _state(self) -> RowTable | None:
+        if self._pending:
+            self._settle()
+        return self._table
+
+    @_state.setter
+    def _state(self, table: RowTable | None) -> None:
+        self._table = table
+
+    @_alone
+    def _settle(self) -> None:
+        """Wait for all that a GPU has to tell."""
+        if self._pending:
+            self._add_arrived(self._pending.all())
+
+    def _add_arrived(self, batches: Iterable[tuple[int, LogitPairState | ValueError]]) -> None:
+        """Add batches that have come from a GPU; what is wrong with others is kept."""
+        function = self._name("update")
+        for number, found in batches:
+            try:
+                if isinstance(found, ValueError):
+                    raise found
+                table = RowTable.of(function, found, **self._options)
+            except ValueError as error:
+                text = str(error).removeprefix(f"{function}: ")
+                self._faults = (*self._faults, f"in update {number}, {text}; its rows are left out")
+                continue
+            if table.n:
+                self._table = table if self._table is None else self._joined(function, self._table, table)
+
+    def _tell(self, function: str) -> None:
+        """Raise what is wrong with batches that have come from a GPU, once."""
+        if self._pending:
+            self._settle()
+        faults, self._faults = self._faults, ()
+        if faults:
+            more = f", as are those of {len(faults) - 1} more" if len(faults) > 1 else ""
+            raise ValueError(f"{function}: {faults[0]}{more}")
 
     def add(self, state: LogitPairState) -> Self:
         """Add the rows of a state, of one pass or of merged slices of the vocabulary.
 
-        It is taken on trust that the state is of the same models and options; js and tv it must have, unless
-        divergences=False.
+        It is taken on trust that the state is of the same models; js and tv it must have, unless divergences=False.
 
         Parameters
         ----------
@@ -164,7 +245,8 @@ class LogitPairs(Accumulator[RowTable]):
         Raises
         ------
         TypeError, ValueError
-            If it is no state, is of another number of labels, or has no js and tv. The rows so far are kept.
+            If it is no state, is of another temperature, softcap or number of labels, or has no js and tv. The rows so
+            far are kept.
 
         Examples
         --------
@@ -191,6 +273,12 @@ class LogitPairs(Accumulator[RowTable]):
         if not isinstance(state, LogitPairState):
             raise TypeError(f"{function}: expected a LogitPairState, got {type(state).__name__}")
         check_state(function, state)
+        for name in (option for option in OPTIONS if option in self._settings):
+            if getattr(state, name) != self._settings[name]:
+                raise ValueError(
+                    f"{function}: expected a state with {name}={self._settings[name]}, as of this stream, got "
+                    f"{name}={getattr(state, name)}"
+                )
         if state.n:
             self._take(function, RowTable.of(function, state, **self._options))
         return self
@@ -201,16 +289,55 @@ class LogitPairs(Accumulator[RowTable]):
         Raises
         ------
         ValueError
-            If there are no rows yet.
+            If there are no rows yet, or something is wrong with those of a batch that came on a GPU.
         """
-        return LogitComparison._of(self._filled(self._name("finalize")))
+        function = self._name("finalize")
+        self._tell(function)
+        return LogitComparison._of(self._filled(function))
 
     def state_dict(self) -> dict[str, Array]:
-        """Return a flat dict of arrays, which saves without pickle; the weights are not in it."""
+        """Return a flat dict of arrays, which saves without pickle; the weights are not in it.
+
+        Raises
+        ------
+        ValueError
+            If something is wrong with rows of a batch that came on a GPU.
+        """
+        self._tell(self._name("state_dict"))
         table = self._state
         arrays, n, labels = (table.to_dict(), table.n, table.labels) if table else ({}, 0, 0)
         marks = {"settings": json.dumps(self._settings), "fingerprint": self._fingerprint}
         return saved(arrays, format=FORMAT, n=n, labels=labels, **marks)
+
+    def reset(self) -> None:
+        """Forget all rows, and what was wrong with others."""
+        self._forget()
+        super().reset()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Replace all rows by those of a dict made by `state_dict`, as every accumulator does."""
+        loaded = self._loaded(self._name("load_state_dict"), state)
+        self._forget()
+        self._table = loaded
+
+    def all_reduce(self, group: Any = None) -> Self:
+        """Replace the rows of each process by those of all, as every accumulator does.
+
+        What is wrong with rows that came on a GPU to one process is an error of all.
+        """
+        function = self._name("all_reduce")
+        # refuses processes outside of the group
+        agree(function, 0, "", group)
+        failure: ValueError | None = None
+        try:
+            self._tell(function)
+        except ValueError as error:
+            failure = error
+        share(function, failure, group)
+        return super().all_reduce(group)
+
+    def _forget(self) -> None:
+        self._pending, self._faults, self._updates = None, (), 0
 
     def _loaded(self, function: str, state: Mapping[str, Any]) -> RowTable | None:
         n = _checks.state_header(function, state, FORMAT)
@@ -231,6 +358,7 @@ class LogitPairs(Accumulator[RowTable]):
     def _refuse_other(self, function: str, other: Any) -> None:
         super()._refuse_other(function, other)
         self._same_models(function, other._settings, other._fingerprint)
+        other._tell(function)
 
     def _joined(self, function: str, mine: RowTable, theirs: RowTable) -> RowTable:
         if theirs.labels != mine.labels:
@@ -259,38 +387,3 @@ def _flag(function: str, name: str, value: Any) -> bool:
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{function}: expected {name} to be a bool, got {type(value).__name__}")
     return bool(value)
-
-
-def _checked(function: str, *models: Any) -> tuple[Any, ...]:
-    """Return w1, w2, b1, b2 and labels, checked as far as they can be without rows."""
-    *sides, labels = models
-    heads = {
-        number: _logit_checks.weights(function, w, b, softcap, number)
-        for number, (w, b, softcap) in zip("12", sides, strict=True)
-        if w is not None
-    }
-    if len(heads) == len(sides):
-        _logit_checks.pair(function, *heads.values())
-    if heads:
-        labels, _ = _logit_checks.labels_of(function, list(heads.values()), labels)
-    ws = [heads[number].w if number in heads else None for number in "12"]
-    bs = [heads[number].b if number in heads else b for number, (_, b, _) in zip("12", sides, strict=True)]
-    return (*ws, *bs, labels)
-
-
-def _fingerprint(weights: tuple[Any, ...]) -> str:
-    """Return a hash of shapes, dtypes, biases, labels, and the values of some rows of each unembedding."""
-    w1, w2, b1, b2, labels = weights
-    digest = hashlib.sha256()
-    for w in (w1, w2):
-        if w is None:
-            digest.update(b"logits;")
-            continue
-        count, width = map(int, w.shape)
-        digest.update(f"{count} {width} {str(w.dtype).removeprefix('torch.')};".encode())
-        rows = np.unique(np.linspace(0, count - 1, _SAMPLED_ROWS).astype(np.int64))
-        digest.update(_checks.to_numpy(w[rows.tolist()]).astype(np.float64).tobytes())
-    for vector in (b1, b2, labels):
-        found = None if vector is None else readable(vector)
-        digest.update(b"none;" if found is None else f"{found.shape};".encode() + found.tobytes())
-    return digest.hexdigest()

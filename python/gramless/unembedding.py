@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping
-from pathlib import Path
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _checks, _logit_checks
+from . import _checks, _device_weights, _logit_checks
 from ._checks import Array
-from ._dispatch import check_backend
-from ._factors import EPS, Columns, Factor, factor, without_zeros
-from ._pair_files import SUFFIXES, checksum, failed, opened
+from ._device import is_asked_for
+from ._device_rows import RESOLVED, HeldFactor, warn_of_cancellation
+from ._dispatch import PRECISIONS, check_backend
+from ._factors import EPS, Columns, Factor, factor
+from ._pair_files import SUFFIXES, checksum, opened, parts_of, read, write
 from ._states import saved
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 FORMAT = "gramless.unembedding_pair/2"
 METHODS = ("gram", "qr", "rows")
-# relative error of a squared distance that is not worth a warning
-RESOLVED = 1e-6
 # rounding of a squared distance in units of eps times what cancels; the most seen is 15
 _ROUNDINGS = 32.0
 # rows of the factor that are multiplied at a time: what is left of its zeros is little
@@ -45,15 +44,16 @@ class UnembeddingPair:
     Parameters
     ----------
     w1, w2 : array of shape (V, d1) and (V, d2), float16, bfloat16, float32 or float64
-        Unembeddings of the same V labels in the same order; d1 and d2 may differ. Read in blocks, never copied whole.
+        Unembeddings of the same V labels in the same order, both in host memory or on one GPU; d1 and d2 may differ.
+        Read in blocks, never copied whole.
     b1, b2 : array of shape (V,), optional
         Biases. Labels masked in both models (-inf) are left out.
     labels : int array of shape (labels,), optional
         The labels to compare, each once. Default: all.
-    backend : {"auto", "reference", "cpu"}
+    backend : {"auto", "reference", "cpu", "cuda"}
         As in `gramless.moments`.
     progress : bool
-        Show a progress bar on standard error.
+        Show a progress bar on standard error, of work on the host.
 
     Attributes
     ----------
@@ -68,12 +68,12 @@ class UnembeddingPair:
         "gram": Cholesky of second moments in float64. "qr": Householder reflections. "rows": no more labels than
         columns, whose centred rows are kept.
     factor : float64 array of shape (r, D)
-        R in its basis, D = d1 + d2, plus 1 with a bias, r <= D. Read-only.
+        R in its basis, D = d1 + d2, plus 1 with a bias, r <= D. Read-only, in host memory wherever the weights are.
     fingerprint : str
         Hash of shapes, dtypes, labels, biases and the bytes of all rows used. Any change of these gives another one,
-        but for one choice in 2^66 of the keys of the hash; weights made to deceive it may not.
+        but for one choice in 2^66 of the keys of the hash; weights made to deceive it may not. The same on any device.
     nbytes : int
-        Bytes held.
+        Bytes held in host memory.
 
     Raises
     ------
@@ -83,13 +83,17 @@ class UnembeddingPair:
         If the numbers of labels differ, labels are out of range or given twice, a label is masked in one model only,
         or all are masked; if values are not finite, or their squares overflow.
     RuntimeError
-        If an array is not in host memory.
+        If w1 and w2 are not on one device, or the named backend is missing or reads elsewhere.
 
     Notes
     -----
     V D^2 flops and one read of the weights; 3 V D^2 and two reads where second moments would lose too many digits: that
     is decided by the inverse of the moments of unit columns, so that their rounding stays below 1e-7 of every squared
     distance (eps sqrt(D) ||G^-1|| at most 1e-7). Peak extra bytes: 24 D^2, and a block of 8 max(8192, D) (d2 + 1).
+
+    On a GPU the same in float64, 3.7 V D^2 where second moments do not do, and one more read of the weights for their
+    fingerprint. Peak extra bytes there: 16 D^2 and 1.5 GiB, or 56 D^2; the factor stays, 8 D^2. A factor that was
+    made or loaded elsewhere is copied to a GPU when rows there first need it. Copies and files have it in host memory.
 
     Examples
     --------
@@ -136,7 +140,10 @@ class UnembeddingPair:
     ) -> None:
         check_backend(function, backend)
         columns = Columns.checked(function, w1, w2, b1, b2, labels)
-        found = factor(columns, backend, progress=progress)
+        if _device_weights.are_on_gpu(columns, backend):
+            found = _device_weights.factor_on_gpu(columns, backend)
+        else:
+            found = factor(columns, backend, progress=progress)
         self._fill(columns.sizes, columns.count, columns.given, columns.biases is not None, found)
 
     def _fill(
@@ -146,15 +153,28 @@ class UnembeddingPair:
         self.labels, self.method, self.fingerprint = labels, found.method, found.fingerprint
         self.basis = "difference" if self.d1 == self.d2 else "plain"
         self._given, self._biased = given, biased
-        self.factor = found.matrix
-        self.factor.flags.writeable = False
+        # that of second moments was judged for all rows
+        rounding = 0.0 if self.method == "gram" else _ROUNDINGS * EPS
+        self._held = HeldFactor(found.matrix, (*sizes, biased), rounding)
+
+    @cached_property
+    def factor(self) -> Float64:
+        """Return the factor; one that was found on a GPU is brought from there when it is first asked for."""
+        return self._held.matrix()
+
+    @cached_property
+    def _panels(self) -> list[tuple[slice, slice]]:
         # columns of each panel that are not all zero: half of them of a triangle, none of W1 - W2 for equal weights
-        self._panels: list[tuple[slice, slice]] = []
+        found = []
         for start in range(0, len(self.factor), _FACTOR_ROWS):
             rows = slice(start, start + _FACTOR_ROWS)
             used = np.flatnonzero(self.factor[rows].any(axis=0))
-            self._panels.append((rows, slice(int(used[0]), int(used[-1]) + 1)))
-        self._lengths = np.einsum("ij,ij->j", self.factor, self.factor)
+            found.append((rows, slice(int(used[0]), int(used[-1]) + 1)))
+        return found
+
+    @cached_property
+    def _lengths(self) -> Float64:
+        return np.asarray(np.einsum("ij,ij->j", self.factor, self.factor))
 
     def __repr__(self) -> str:
         sizes = f"labels={self.labels}, d1={self.d1}, d2={self.d2}"
@@ -168,10 +188,11 @@ class UnembeddingPair:
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        held = (self.factor, self._lengths) + (() if self._given is None else (self._given,))
-        return sum(array.nbytes for array in held)
+        return 8 * (self._held.count + 1) * self.width + (0 if self._given is None else self._given.nbytes)
 
-    def rows(self, h1: Array, h2: Array, *, mask: Any = None) -> Float64:
+    def rows(
+        self, h1: Array, h2: Array, *, mask: Any = None, precision: str = "high", backend: str = "auto"
+    ) -> Float64:
         """Return the squared distance of the centred logits of each row.
 
         Parameters
@@ -180,16 +201,21 @@ class UnembeddingPair:
             Hidden states of the same rows, also none.
         mask : bool array of shape (N,), optional
             Rows that count. Default: all.
+        precision : {"fast", "high", "exact"}
+            Of products on a GPU: one bfloat16 for each value, two (16 bits), or float64. Hidden states in float64 are
+            always "exact"; so is the host.
+        backend : {"auto", "reference", "cpu", "cuda"}
+            A named backend never falls back to another.
 
         Returns
         -------
         float64 array of shape (N',)
-            At least 0; one value for each row that counts.
+            At least 0; one value for each row that counts, in host memory.
 
         Raises
         ------
         TypeError, ValueError, RuntimeError
-            If shapes or dtypes do not fit, or values are not finite.
+            If shapes or dtypes do not fit, values are not finite, or h1 and h2 are not on one device.
 
         Warns
         -----
@@ -201,16 +227,40 @@ class UnembeddingPair:
         -----
         N D^2 flops in float64, where the factor is triangular, and 16 MiB; for D > 4096, 2048 D bytes and 8 MiB.
         Relative error about 1e-15 times what cancels, which for near-equal models is nothing.
-        """
-        return self._squares("UnembeddingPair.rows", h1, h2, mask)
 
-    def _squares(self, function: str, h1: Any, h2: Any, mask: Any = None) -> Float64:
-        arrays = {name: _checks.rows(function, name, h, allow_empty=True) for name, h in (("h1", h1), ("h2", h2))}
-        n = _checks.same_rows(function, arrays)
+        On a GPU "high" takes three products of bfloat16 for one, two where that is given; relative error about 1e-5
+        times what cancels, of "fast" 4e-3. Rows where more than 32, or 8, times their distance cancels are done again
+        in float64. Peak extra bytes there: 512 MiB; held from the first use of a device and a precision on: 8 D^2, and
+        2 or 4 D^2 for "fast" or "high".
+        """
+        function = "UnembeddingPair.rows"
+        _checks.choice(function, "precision", precision, PRECISIONS)
+        check_backend(function, backend)
+        return self._distances(function, h1, h2, mask, precision, backend)
+
+    def _distances(self, function: str, h1: Any, h2: Any, mask: Any, precision: str, backend: str) -> Float64:
+        """Return the squared distances of the rows that count, wherever they lie."""
+        arrays = self._states(function, h1, h2)
+        if not is_asked_for(arrays, backend):
+            return self._squares(function, h1, h2, mask)
+        squares, errors = self._held.squares(function, arrays, mask, precision, backend)
+        self._judge(function, squares, int((errors > RESOLVED).sum()), float(errors.max(initial=0.0)), stacklevel=5)
+        return squares
+
+    def _states(self, function: str, h1: Any, h2: Any) -> dict[str, Array]:
+        """Return checked hidden states by name."""
+        given = (("h1", h1), ("h2", h2))
+        arrays = {name: _checks.rows(function, name, h, allow_empty=True, on_gpu=True) for name, h in given}
+        _checks.same_rows(function, arrays)
         for (name, h), size in zip(arrays.items(), (self.d1, self.d2), strict=True):
             if int(h.shape[1]) != size:
                 width = f"the hidden size {size} of its unembedding"
                 raise ValueError(f"{function}: expected {name} with {width}, got shape {tuple(h.shape)}")
+        return arrays
+
+    def _squares(self, function: str, h1: Any, h2: Any, mask: Any = None) -> Float64:
+        arrays = self._states(function, h1, h2)
+        n = int(arrays["h1"].shape[0])
         chosen = None if mask is None else _logit_checks.row_mask(function, mask, n)
         kept = np.arange(n) if chosen is None else np.flatnonzero(chosen)
         squares = np.empty(len(kept))
@@ -232,17 +282,14 @@ class UnembeddingPair:
                 errors = self._rounding(u, out)
                 unresolved += int((errors > RESOLVED).sum())
                 worst = max(worst, float(errors.max(initial=0.0)))
+        self._judge(function, squares, unresolved, worst)
+        return squares
+
+    def _judge(self, function: str, squares: Float64, unresolved: int, worst: float, stacklevel: int = 6) -> None:
         if not np.isfinite(squares).all():
             raise ValueError(f"{function}: squared distances overflow; scale the data down")
         if unresolved:
-            digits = 0 if worst >= 1 else int(-np.log10(worst))
-            warnings.warn(
-                f"{function}: the logits of both models nearly cancel in {unresolved} of {len(kept)} rows; "
-                f"{digits} digits of their distance are left in float64",
-                RuntimeWarning,
-                stacklevel=3,
-            )
-        return squares
+            warn_of_cancellation(function, unresolved, len(squares), worst, stacklevel)
 
     def _read(
         self, function: str, arrays: Mapping[str, Array], rows: Any, numbers: NDArray[np.int64], out: Float64
@@ -291,7 +338,8 @@ class UnembeddingPair:
 
     def _check(self, function: str, w1: Any, w2: Any, b1: Any, b2: Any) -> None:
         given = Columns.checked(function, w1, w2, b1, b2, self._given)
-        if given.fingerprint() != self.fingerprint:
+        on_gpu = _device_weights.are_on_gpu(given, "auto")
+        if (_device_weights.fingerprint_on_gpu(given, "auto") if on_gpu else given.fingerprint()) != self.fingerprint:
             raise ValueError(
                 f"{function}: these are other weights than those of the factor, {self!r}; "
                 "make a new gramless.UnembeddingPair of them"
@@ -314,24 +362,8 @@ class UnembeddingPair:
             If the dict is not one of these.
         """
         function = "UnembeddingPair.from_dict"
-        labels = _checks.state_header(function, state, FORMAT)
-        d1, d2, biased = (_checks.state_whole(function, state, key) for key in ("d1", "d2", "biased"))
-        method, fingerprint = (_checks.state_text(function, state, key) for key in ("method", "fingerprint"))
-        _checks.choice(function, "method", method, METHODS)
-        width, rows = d1 + d2 + biased, np.shape(state.get("factor", ()))[:1]
-        if not (labels and d1 and d2 and rows) or rows[0] > min(width, labels) or biased > 1:
-            raise ValueError(f"{function}: no factor of {labels} labels, d1 = {d1} and d2 = {d2} has {rows} rows")
-        matrix = np.ascontiguousarray(_checks.state_array(function, state, "factor", (rows[0], width)))
-        if _checks.state_text(function, state, "checksum") != checksum(matrix):
-            raise ValueError(f"{function}: 'factor' is not the one that was saved, its checksum differs")
-        known = {"format", "n", "d1", "d2", "biased", "method", "fingerprint", "checksum", "factor", "given"}
-        _checks.no_other_keys(function, state, known)
-        given = np.array(state["given"]) if "given" in state else None
-        if given is not None and (given.dtype != np.int64 or given.ndim != 1 or (np.diff(given, prepend=-1) < 1).any()):
-            raise ValueError(f"{function}: expected 'given' to be distinct labels in order")
         made = cls.__new__(cls)
-        found = Factor(without_zeros(matrix), method, fingerprint)
-        made._fill((d1, d2), labels, given, bool(biased), found)
+        made._fill(*parts_of(function, state, FORMAT, METHODS))
         return made
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -345,17 +377,7 @@ class UnembeddingPair:
             If it cannot be written.
         """
         suffix = _checks.path_suffix("UnembeddingPair.save", path, SUFFIXES)
-        try:
-            # numpy gives a path without .npz another name
-            with Path(path).open("wb") as file:
-                if suffix == ".npz":
-                    np.savez(file, **self.to_dict())
-                    return
-                from safetensors.numpy import save
-
-                file.write(save(self.to_dict()))
-        except OSError as error:
-            raise failed("save: cannot write", path, error) from None
+        write(path, suffix, self.to_dict())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -371,15 +393,7 @@ class UnembeddingPair:
         suffix = _checks.path_suffix("UnembeddingPair.load", path, SUFFIXES)
         with opened("load: cannot read", path, "rb") as file:
             try:
-                if suffix == ".safetensors":
-                    from safetensors.numpy import load_file
-
-                    return cls.from_dict(load_file(path))
-                with np.load(file, allow_pickle=False) as arrays:
-                    # it is never compressed, so it cannot unpack to more than its size
-                    if sum(info.file_size for info in arrays.zip.infolist()) > os.fstat(file.fileno()).st_size:
-                        raise ValueError("written by something else")
-                    return cls.from_dict(dict(arrays))
+                return cls.from_dict(read(path, suffix, file))
             except Exception as error:
                 # what a damaged file makes its parsers raise has no useful bound
                 why = str(error).removeprefix("UnembeddingPair.from_dict: ")

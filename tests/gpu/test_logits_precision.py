@@ -12,7 +12,7 @@ import torch
 from gramless import _checks, _device, _dispatch, _logit_checks, logit_ops, ops
 from gramless._triton import _launch, _logit_pass, logit_pairs, logsumexp
 from gramless.measures import logits as values
-from support import bounds, device, logit_truth, logits
+from support import bounds, device, gpu_grids, logit_truth, logits
 from support.backends import Backend
 
 STEM = "logit_pairs"
@@ -240,6 +240,27 @@ class TestNoWait:
         flat = logit_ops.unread_logit_pairs(*heads, divergences=True, targets=torch.zeros(30, dtype=torch.int64))
         with pytest.raises(AssertionError, match="waited"):
             float(flat["js"][0])
+
+
+class TestCapture:
+    """What training loops do with kernels: on a GPU, replay them from a CUDA graph."""
+
+    @pytest.mark.parametrize("guard", gpu_grids.GUARDS)
+    def test_nothing_waits(self, gpu_backend: Backend, guard: str) -> None:
+        arrays = tensors(logits.TYPICAL.inputs("bf16"))
+        # the first call compiles
+        logit_pairs.logit_pairs(*arrays, divergences=True, softcap1=5.0, temperature=2.0)
+        gpu_grids.GUARDS[guard](
+            lambda: logit_pairs.logit_pairs(*arrays, divergences=True, softcap1=5.0, temperature=2.0)
+        )
+
+    @pytest.mark.parametrize("repeat", gpu_grids.REPEATS)
+    def test_the_same_results_again(self, gpu_backend: Backend, repeat: str) -> None:
+        arrays = tensors(logits.TYPICAL.inputs("bf16"))
+        want = _device.on_host(logit_pairs.logit_pairs(*arrays, divergences=True))
+        found: dict[str, Any] = {}
+        gpu_grids.REPEATS[repeat](lambda: found.update(logit_pairs.logit_pairs(*arrays, divergences=True)))
+        bounds.assert_same_dicts(_device.on_host(found), want, repeat)
 
 
 class TestPublic:

@@ -37,8 +37,8 @@ class TestNonfinite:
         arrays[name][7, 1] = np.nan
         got = logits.flat(backend.logit_pairs(*arrays.values(), divergences=True, nonfinite="propagate"))
         side = "p" if name == "h1" else "q"
-        own = [f"{key}_{side}" for key in ("lse", "mean")]
-        shared = ["delta_p", "delta_q", "delta_mean", "delta_square", "delta_abs", "js", "tv"]
+        own = [f"{key}_{side}" for key in ("lse", "mean", "top_logit")]
+        shared = ["delta_p", "delta_q", "delta_mean", "delta_square", "delta_abs", "delta_max", "js", "tv"]
         for key in own + shared:
             np.testing.assert_array_equal(np.isnan(got[key]), np.arange(len(arrays["h1"])) == 7, err_msg=key)
 

@@ -80,6 +80,8 @@ CKA_LONG_ROWS = {"fast": 1e-4, "high": 1e-6}
 # memory: allocator slack and the interpreter's own growth, beside the formula of the kernel
 MEMORY_SLACK_BYTES = 4 << 20
 MEMORY_FACTOR = 1.1
+# of the bytes of tensors, which the interpreter counts one by one: those of a few numbers for each column
+INTERPRETED_MEMORY_SHARE = 0.02
 
 
 def bound_for(dtype: object) -> float:

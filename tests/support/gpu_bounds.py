@@ -103,3 +103,30 @@ def tile_sums(values: np.ndarray, size: int, symmetric: bool) -> tuple[np.ndarra
     down = padded.reshape(n // size, size, m).sum(axis=1)
     assert not symmetric or np.array_equal(across, down)
     return across, down
+
+
+# a value of a factor or of hidden states as planes hold it, once for each of the two, and products that are left out:
+# each is off by half a unit of the last of 8 or 16 bits at the most
+FACTOR_ROUNDING = {"fast": 2 * 2.0**-9, "high": 3 * 2.0**-18}
+# of rows that cancel so far that they are done again in float64
+FACTOR_AGAIN = bounds.LOGIT_DISTANCE
+
+
+def cancelled(matrix: np.ndarray, h1: np.ndarray, h2: np.ndarray, squares: np.ndarray) -> np.ndarray:
+    """Root of the sum of (u_j c_j)^2 for the lengths c_j of the columns of a factor, over the distance of a row."""
+    h1, h2 = (np.asarray(h).astype(np.float64) for h in (h1, h2))
+    u = np.hstack([h1 - h2 if h1.shape == h2.shape else h1, h2, np.ones((len(h1), 1))])[:, : matrix.shape[1]]
+    lengths = np.linalg.norm(matrix, axis=0)
+    return np.linalg.norm(u * lengths, axis=1) / np.sqrt(squares.astype(np.float64))
+
+
+def assert_factor_rows(
+    got: np.ndarray, truth: np.ndarray, precision: str, matrix: np.ndarray, h1: np.ndarray, h2: np.ndarray
+) -> None:
+    """Squared distances: twice what their root may be off by, where all values of a row are off the same way."""
+    error = np.abs(got - truth) / truth
+    if precision == "exact":
+        assert error.max() <= bounds.SAME_FP64, f"exact: error {error.max():.3g}"
+        return
+    bound = 2 * FACTOR_ROUNDING[precision] * np.maximum(cancelled(matrix, h1, h2, truth), 1.0)
+    assert (error <= bound).all(), f"{precision}: {(error / bound).max():.3g} of what is allowed, {error.max():.3g}"

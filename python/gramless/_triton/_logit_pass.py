@@ -266,8 +266,10 @@ def _kept(heads: Sequence[Head], labels: Any) -> Any:
 
 
 def _on(values: Any, device: torch.device, kind: torch.dtype = torch.int64) -> torch.Tensor:
-    """Return an array on the device, without a wait."""
+    """Return an array on the device, without a wait, which a copy out of memory that is not pinned would be."""
     made = values if isinstance(values, torch.Tensor) else torch.from_numpy(np.array(values))
+    if device.type != "cpu" and made.device.type == "cpu":
+        made = made.pin_memory()
     return made.to(device, kind, non_blocking=True)
 
 

@@ -1,7 +1,8 @@
-"""One pair of arrays whose rows lie in several processes: sums over all pairs of rows, by torch.distributed.
+"""What several processes hold together, by torch.distributed: rows of one pair of arrays, or labels of two models.
 
-Blocks of rows go round a ring while each process takes the pairs of its own rows with those that have come. Of P
-processes each sees P // 2 others: every pair of blocks is taken once.
+`logsumexp`, `logit_pairs` and `compare_logits` take a slice of the vocabulary from each process. `gram_sums` adds up
+all pairs of rows: blocks of them go round a ring while each process takes the pairs of its own rows with those that
+have come. Of P processes each sees P // 2 others: every pair of blocks is taken once.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from numpy.typing import NDArray
 from .. import _checks, _device, ops
 from .._checks import Array
 from .._gram import GramSide, GramState
-from .._processes import agree, gather
+from .._processes import agree, gather, share
+from .vocabulary import compare_logits as compare_logits
+from .vocabulary import logit_pairs as logit_pairs
+from .vocabulary import logsumexp as logsumexp
 
 if TYPE_CHECKING:
     import torch
@@ -105,7 +109,7 @@ def gram_sums(
         text = json.dumps([shapes, block_rows, options, widths])
     except (TypeError, ValueError, RuntimeError) as error:
         failure = error
-    _share(function, failure, group)
+    share(function, failure, group)
     n = int(next(iter(tensors.values())).shape[0])
     # refuses processes that give something else; those without rows give it, too
     agree(function, 1, text, group)
@@ -126,7 +130,7 @@ def gram_sums(
                     failure = error
     finally:
         ring.finish()
-    _share(function, failure, group)
+    share(function, failure, group)
     return sums.reduced(ring, y is not None, options)
 
 
@@ -308,13 +312,3 @@ def _sample(a: torch.Tensor, ring: _Ring) -> torch.Tensor:
     for part in gather({"rows": found}, ring.group):
         whole += part["rows"]
     return torch.from_numpy(whole).to(dtype=a.dtype, device=a.device)
-
-
-def _share(function: str, failure: Exception | None, group: Any) -> None:
-    """Raise the error of this process, or tell that another has one; no process goes on alone."""
-    flags = gather({"failed": np.array(failure is not None)}, group)
-    failed = [rank for rank, found in enumerate(flags) if found["failed"]]
-    if failure is not None:
-        raise failure
-    if failed:
-        raise RuntimeError(f"{function}: process {failed[0]} has an error, see there")

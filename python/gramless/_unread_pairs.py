@@ -1,0 +1,281 @@
+"""Batches of predictions that a GPU is at work on: launched without a wait, judged when their results are here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _checks, _device, _dispatch, _logit_checks, logit_ops
+from ._arrays import readable
+from ._arrivals import Arrivals, Flat, to_device
+from ._logit_checks import NO_TARGET, Head
+from ._logits import LogitPairState
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Options:
+    """How batches are computed."""
+
+    function: str
+    labels: NDArray[np.int64] | None
+    ignore_index: int | None
+    temperature: float
+    divergences: bool
+    workspace: int | None
+    nonfinite: str
+    precision: str
+    backend: str
+
+
+class _Sent(NamedTuple):
+    """What is known of a batch before its results are."""
+
+    about: Any
+    options: Options
+    heads: tuple[Head, Head]  # of all rows that were given, without their values
+    labels: int
+    rows: NDArray[np.int64] | None  # of these, what was launched; None for all
+    late: bool  # whether mask and targets are still to be judged, as some of them come with the results
+    mask: Any  # those that do not
+    targets: Any
+
+
+class PairsOnTheWay:
+    """Batches of `logit_pairs` that nobody has waited for, in their order.
+
+    Rows that a mask in host memory leaves out are not computed. A mask or targets on the device are not looked at: they
+    come to the host with the results, and what is wrong with them is told there.
+    """
+
+    def __init__(self) -> None:
+        self._arrivals = Arrivals()
+        self._newest = 0
+
+    def __len__(self) -> int:
+        return len(self._arrivals)
+
+    @property
+    def labels(self) -> int:
+        """Number of labels of the newest batch, 0 if none is pending."""
+        return self._newest if self._arrivals else 0
+
+    def launch(
+        self, options: Options, heads: Sequence[Head], mask: Any, targets: Any, about: Any, expected: int = 0
+    ) -> None:
+        """Launch a batch of two checked models and send for its results; this waits for nothing.
+
+        Parameters
+        ----------
+        options : Options
+            How it is computed.
+        heads : sequence of Head
+            Both models, on one device, or in host memory for Triton's interpreter.
+        mask, targets : array of shape (N,) or None
+            On the device or in host memory.
+        about : object
+            What is handed out with the results.
+        expected : int
+            Number of labels that it must have, 0 for any.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `gramless.logit_pairs`, for what is known without values from the device.
+        RuntimeError
+            If arrays are on different devices, the backend is missing, or a CUDA graph is captured.
+        """
+        arrays = {f"{kind}{of.number}": a for of in heads for kind, a in (("h", of.h), ("w", of.w)) if a is not None}
+        given = {name: a for name, a in (("mask", mask), ("targets", targets)) if _checks.gpu_of(a)}
+        waiting = [None if not given or _checks.gpu_of(a) else a for a in (mask, targets)]
+        _checks.same_device(options.function, arrays | given)
+        _dispatch.resolve("logit_pairs", options.backend, arrays=arrays, precision=options.precision)
+        device = _device.tensor(heads[0].h).device
+        _refuse_capture(options.function, device)
+        judge = _judged_by_shape if given else _judged
+        kept, aims = judge(options, heads, mask, targets)
+        rows = None if kept is None or kept.all() else np.flatnonzero(kept)
+        shapes = [_without_values(of, biased=bool(given)) for of in heads]
+        sent = _Sent(about, options, (shapes[0], shapes[1]), 0, rows, bool(given), *waiting)
+        if not (shapes[0].h.shape[0] if rows is None else len(rows)):
+            return
+        index = None if rows is None else to_device(rows, device)
+        first, second = (_launched(of, index) for of in heads)
+        if aims is not None:
+            aims = _chosen(aims if _checks.is_torch(aims) else to_device(aims, device), index)
+        flat = dict(
+            logit_ops.unread_logit_pairs(
+                first,
+                second,
+                labels=options.labels,
+                targets=aims,
+                temperature=options.temperature,
+                divergences=options.divergences,
+                workspace=options.workspace,
+                precision=options.precision,
+                backend=options.backend,
+            )
+        )
+        labels = int(flat.pop("labels"))
+        if expected not in (0, labels):
+            raise ValueError(f"{options.function}: expected {expected} labels, as before, got {labels}")
+        if options.nonfinite == "raise":
+            flat |= {f"finite{of.number}": _finite_rows(of) for of in (first, second)}
+        flat |= {name: aims if name == "targets" else a for name, a in given.items()}
+        self._arrivals.send(flat, sent._replace(labels=labels))
+        self._newest = labels
+
+    def arrived(self) -> Iterator[tuple[Any, LogitPairState | ValueError]]:
+        """Yield what has come: what was handed over with a batch, and its state, or what is wrong with it."""
+        yield from map(_read, self._arrivals.arrived())
+
+    def all(self) -> Iterator[tuple[Any, LogitPairState | ValueError]]:
+        """Yield all that is pending; this waits for the device."""
+        yield from map(_read, self._arrivals.all())
+
+    def clear(self) -> None:
+        """Forget what is pending."""
+        self._arrivals.clear()
+
+
+def without_ignored(function: str, mask: Any, targets: Any, ignore_index: Any, n: int) -> Any:
+    """Return a mask without the rows whose target is to be ignored.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ignore_index is no whole number, or there are no targets. What mask and targets are is checked elsewhere.
+    """
+    if ignore_index is None:
+        return mask
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int | np.integer):
+        raise TypeError(f"{function}: expected ignore_index to be an int, got {type(ignore_index).__name__}")
+    if targets is None:
+        raise ValueError(f"{function}: ignore_index={ignore_index} needs targets")
+    found, given = readable(targets), None if mask is None else readable(mask)
+    wrong = found is None or found.dtype.kind not in "iu" or found.shape != (n,)
+    if found is None or wrong or (mask is not None and (given is None or given.shape != (n,) or given.dtype != bool)):
+        return mask
+    kept = found != ignore_index
+    return kept if given is None else kept & given
+
+
+def _judged(options: Options, heads: Sequence[Head], mask: Any, targets: Any) -> tuple[Any, Any]:
+    """Return which rows count, None for all, and the target of each, -1 for none: all of it in host memory."""
+    n = int(heads[0].h.shape[0])
+    mask = without_ignored(options.function, mask, targets, options.ignore_index, n)
+    chosen = _logit_checks.choice(options.function, heads, options.labels, mask, targets)
+    if chosen.targets is not None:
+        counted = np.arange(n) if chosen.mask is None else np.flatnonzero(chosen.mask)
+        chosen.targets[counted[chosen.without_target]] = NO_TARGET
+    return chosen.mask, chosen.targets
+
+
+def _judged_by_shape(options: Options, heads: Sequence[Head], mask: Any, targets: Any) -> tuple[Any, Any]:
+    """Return which rows to launch, None for all, and their targets as they are, without a look at the device."""
+    function, n = options.function, int(heads[0].h.shape[0])
+    for name, value, kind, expected in (
+        ("mask", mask, "bool", "an array of bool, True for rows that count"),
+        ("targets", targets, "int", "whole numbers of shape (N,)"),
+    ):
+        if not _checks.gpu_of(value):
+            continue
+        found = str(value.dtype).removeprefix("torch.")
+        if kind not in found:
+            raise TypeError(f"{function}: expected {name} to be {expected}, got dtype {found}")
+        if tuple(value.shape) != (n,):
+            raise ValueError(f"{function}: expected {name} of shape {(n,)}, one for each row, got {tuple(value.shape)}")
+    kept = None if mask is None or _checks.gpu_of(mask) else _logit_checks.row_mask(function, mask, n)
+    if _checks.gpu_of(targets):
+        return kept, targets.long()
+    without_ignored(function, None, targets, options.ignore_index, n)
+    # of no row, so that shape and kind alone are judged
+    _logit_checks.choice(function, heads, options.labels, np.zeros(n, dtype=bool), targets)
+    return kept, None if targets is None else np.array(readable(targets), dtype=np.int64)
+
+
+def _launched(of: Head, index: torch.Tensor | None) -> Head:
+    """Return a model as tensors, of the rows to launch."""
+    return replace(of, h=_chosen(_device.tensor(of.h), index), w=None if of.w is None else _device.tensor(of.w))
+
+
+def _chosen(rows: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
+    return rows if index is None else rows.index_select(0, index)
+
+
+def _finite_rows(of: Head) -> torch.Tensor:
+    """Return whether each row is finite; logits that are given may be -inf."""
+    import torch
+
+    # NaN is both the least and the most of its row
+    least, most = torch.aminmax(of.h, dim=1)
+    return (most < torch.inf) if of.w is None else (least > -torch.inf) & (most < torch.inf)
+
+
+def _without_values(of: Head, *, biased: bool) -> Head:
+    """Return what stands for a model when only its shape and dtype are asked for, and its bias if labels are."""
+    h, w = (None if a is None else _device.tensor(a).to("meta") for a in (of.h, of.w))
+    return replace(of, h=h, w=w, b=of.b if biased else None)
+
+
+def _refuse_capture(function: str, device: torch.device) -> None:
+    import torch
+
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(f"{function}: a CUDA graph cannot hold this, results of batches are added up on the host")
+
+
+def _read(arrival: tuple[Flat, _Sent]) -> tuple[Any, LogitPairState | ValueError]:
+    """Return the state of a batch that has come, or what is wrong with it."""
+    flat, sent = arrival
+    try:
+        return sent.about, _state(dict(flat), sent)
+    except ValueError as error:
+        return sent.about, error
+
+
+def _state(flat: Flat, sent: _Sent) -> LogitPairState:
+    first, second = sent.heads
+    rows = np.arange(first.h.shape[0]) if sent.rows is None else sent.rows
+    if sent.late:
+        mask, targets = flat.pop("mask", sent.mask), sent.targets
+        if "targets" in flat:
+            # those of rows that were left out are not looked at
+            targets = np.full(first.h.shape[0], NO_TARGET)
+            targets[rows] = flat.pop("targets")
+        kept, _ = _judged(sent.options, sent.heads, mask, targets)
+        if kept is not None:
+            flat = {name: values[kept[rows]] for name, values in flat.items()}
+            rows = rows[kept[rows]]
+    for of, lse in zip(sent.heads, ("lse_p", "lse_q"), strict=True):
+        finite = flat.pop(f"finite{of.number}", None)
+        if finite is not None:
+            _refuse_nonfinite(sent.options.function, of, np.isnan(flat[lse]), finite, rows)
+    endless = np.isinf(flat["delta_max"])
+    if sent.options.nonfinite == "raise" and not (np.isfinite(flat["delta_square"]) | endless).all():
+        raise ValueError(f"{sent.options.function}: logits overflow although the input is finite; scale it down")
+    options = {"temperature": sent.options.temperature, "softcap1": first.softcap, "softcap2": second.softcap}
+    fields: dict[str, Any] = {**flat, "labels": sent.labels, **options}
+    return LogitPairState(**fields)
+
+
+def _refuse_nonfinite(
+    function: str, of: Head, lost: NDArray[np.bool_], finite: NDArray[np.bool_], rows: NDArray[np.int64]
+) -> None:
+    """Refuse rows that are NaN, with what is known of their cause."""
+    if not lost.any():
+        return
+    bad = lost & ~finite
+    if bad.any():
+        error = _device.nonfinite(function, f"h{of.number}", int(rows[np.argmax(bad)]), int(of.h.shape[0]))
+        raise _checks.advise_on_nonfinite(error, of.h)
+    row = f"row {rows[np.argmax(lost)]} of h{of.number}"
+    if of.w is None:
+        raise ValueError(f"{function}: {row} has no label that can be, or logits that overflow")
+    raise ValueError(f"{function}: w{of.number} has non-finite values, or logits of {row} overflow")

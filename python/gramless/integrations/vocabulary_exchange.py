@@ -1,0 +1,240 @@
+"""A pass over labels that lie in several processes: what all agree on, what they gather, and errors that all share."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+import numpy as np
+
+from .. import _checks, _logit_checks
+from .._arrays import readable
+from .._checks import Array
+from .._device import is_asked_for
+from .._dispatch import PRECISIONS
+from .._logit_checks import NO_TARGET, Head
+from .._logits import LogitPairState, LogitState
+from .._processes import agree, gather, share
+from ..logit_comparison import _row_bytes, _width, rows_at_a_time, rows_on_gpu, without_ignored
+from .vocabulary_slices import NOTHING, PairPart, Slice
+
+MadeT = TypeVar("MadeT")
+StateT = TypeVar("StateT", LogitState, LogitPairState)
+
+# what processes exchange digests of
+_DIGESTED = ("labels", "mask", "targets")
+
+
+@dataclass(frozen=True)
+class Session:
+    """A call of all processes of a group: the slice of this one, and what all have agreed on."""
+
+    function: str
+    group: Any
+    part: Slice
+    divergences: bool
+    workspace: int | None
+    batch_rows: int
+
+    @classmethod
+    def opened(
+        cls,
+        function: str,
+        group: Any,
+        models: Sequence[tuple[Any, ...]],
+        given: Mapping[str, Any],
+        options: Mapping[str, Any],
+        *,
+        divergences: bool = False,
+        workspace: int | None = None,
+        batch_rows: int | None = None,
+    ) -> Session:
+        """Check what this process gives, exchange what has to be the same, and find its labels among all."""
+        # refuses processes outside of the group
+        agree(function, 0, "", group)
+        heads = _together(function, group, lambda: _checked(function, models, options, workspace, batch_rows))
+        n = int(heads[0].h.shape[0])
+        common = {
+            "rows": n,
+            "divergences": bool(divergences),
+            "batch_rows": batch_rows,
+            "on a GPU": is_asked_for({"h": heads[0].h}, options["backend"]),
+            "ignore_index": given.get("ignore_index"),
+            **{name: options[name] for name in ("temperature", "nonfinite", "precision")},
+            **{name: _digest(given[name]) for name in _DIGESTED},
+            **{name: value for of in heads for name, value in _described(of).items()},
+        }
+        mine = {f"possible{i}": of.possible for i, of in enumerate(heads)}
+        found = gather(mine | {"common": np.array(json.dumps(common, default=str))}, group)
+        _refuse_others(function, [json.loads(str(one["common"])) for one in found])
+        # from here on, what is wrong is so in all processes alike
+        sizes = [len(one["possible0"]) for one in found]
+        biases = [np.concatenate([one[f"possible{i}"] for one in found]) for i in range(len(heads))]
+        whole = [
+            Head(
+                np.broadcast_to(np.float32(0), (n, sum(sizes))), None, np.where(possible, 0.0, -np.inf), None, of.number
+            )
+            for of, possible in zip(heads, biases, strict=True)
+        ]
+        mask = without_ignored(function, given["mask"], given["targets"], given.get("ignore_index"), n)
+        chosen = _logit_checks.choice(function, whole, given["labels"], mask, given["targets"])
+        part = Slice(tuple(heads), sum(sizes[: _rank(group)]), None, chosen.mask, chosen.targets, dict(options))
+        if chosen.targets is not None:
+            chosen.targets[part.counted[chosen.without_target]] = NO_TARGET
+        if chosen.labels is not None:
+            inside = (chosen.labels >= part.first) & (chosen.labels < part.first + len(mine["possible0"]))
+            part = replace(part, labels=chosen.labels[inside] - part.first)
+        size = batch_rows or _rows_at_a_time(heads, max(sizes), options["backend"])
+        return cls(function, group, part, bool(divergences), workspace, size)
+
+    def together(self, make: Callable[[], MadeT]) -> MadeT:
+        """Return what this process makes, if no process fails."""
+        return _together(self.function, self.group, make)
+
+    def pairs(self, part: Slice) -> LogitPairState:
+        """Return the state of all labels of some rows."""
+        mine = self.together(lambda: PairPart.of(part, self.workspace))
+        whole = self.merged(mine.state, part)
+        if not self.divergences:
+            return whole
+        found = gather(self.together(lambda: mine.shares(part, whole)), self.group)
+        sums: dict[str, Any] = {name: functools.reduce(np.add, [one[name] for one in found]) for name in ("js", "tv")}
+        return replace(whole, **sums)
+
+    def merged(self, mine: StateT, part: Slice) -> StateT:
+        """Return the state of all labels, given that of those of this process."""
+        arrays: dict[str, Any] = {field.name: getattr(mine, field.name) for field in fields(mine)}
+        arrays = {name: array for name, array in arrays.items() if isinstance(array, np.ndarray)}
+        found = gather(arrays | {"count": np.array(mine.labels)}, self.group)
+        states = [replace(mine, **_fields(one, arrays)) for one in found]
+        whole: StateT = functools.reduce(lambda all_before, state: all_before.merge(state), states)
+        for of in part.heads:
+            whole = self._possible(whole, of.number, part)
+        return _spread_nan(whole) if isinstance(whole, LogitPairState) else whole
+
+    def _possible(self, whole: StateT, number: str, part: Slice) -> StateT:
+        """Return a state without rows in which a model has no label at all: an error, or NaN."""
+        side, other = {"": ("", " "), "1": ("_p", "_q"), "2": ("_q", "_p")}[number]
+        lost = getattr(whole, f"lse{side}") < NOTHING / 2
+        if not lost.any():
+            return whole
+        if part.options["nonfinite"] == "raise":
+            row = f"row {part.counted[np.argmax(lost)]} of h{number}"
+            raise ValueError(f"{self.function}: {row} has no label that can be: all its logits are -inf")
+        names = [
+            field.name for field in fields(whole) if field.name.startswith(("lse", "mean", "top_l", "target", "delta"))
+        ]
+        kept = [name for name in names if name.endswith(other) and not name.startswith("delta")]
+        blank: dict[str, Any] = {
+            name: np.where(lost, np.nan, getattr(whole, name)) for name in names if name not in kept
+        }
+        return replace(whole, **blank)
+
+
+def _spread_nan(whole: LogitPairState) -> LogitPairState:
+    """Return a state that compares nothing where a model is NaN, which slices without labels of it do not know."""
+    lost = np.isnan(whole.lse_p + whole.lse_q)
+    names = [field.name for field in fields(whole) if field.name.startswith("delta")]
+    blank: dict[str, Any] = {name: np.where(lost, np.nan, getattr(whole, name)) for name in names}
+    return replace(whole, **blank) if lost.any() else whole
+
+
+def _fields(found: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    return {name: found[name] for name in names} | {"labels": int(found["count"])}
+
+
+def _together(function: str, group: Any, make: Callable[[], MadeT]) -> MadeT:
+    """Return what this process makes; what fails in one process is an error of all."""
+    failure: Exception | None = None
+    made: list[MadeT] = []
+    try:
+        made.append(make())
+    except (TypeError, ValueError) as error:
+        # kernels speak in their own names
+        failure = type(error)(re.sub(r"^\w+: ", f"{function}: ", str(error)))
+    except Exception as error:
+        failure = error
+    share(function, failure, group)
+    return made[0]
+
+
+def _checked(
+    function: str,
+    models: Sequence[tuple[Any, ...]],
+    options: Mapping[str, Any],
+    workspace: int | None,
+    batch_rows: int | None,
+) -> list[Head]:
+    """Return the models of this process, once what it gives is known to be right as far as that shows here."""
+    _checks.above_zero(function, "temperature", options["temperature"])
+    _checks.choice(function, "nonfinite", options["nonfinite"], ("raise", "propagate"))
+    _checks.choice(function, "precision", options["precision"], PRECISIONS)
+    for name, value in (("workspace", workspace), ("batch_rows", batch_rows)):
+        if value is not None:
+            _checks.positive(function, name, value)
+    numbers = "12" if len(models) == 2 else [""]
+    heads = [
+        _logit_checks.head(function, h, w, b, softcap, number)
+        for (h, w, b, softcap), number in zip(models, numbers, strict=True)
+    ]
+    if len(heads) == 2:
+        _logit_checks.pair(function, *heads)
+    return heads
+
+
+def _described(of: Head) -> dict[str, Any]:
+    """Return what processes have in common of a model."""
+    kind = "logits" if of.w is None else f"hidden states of {of.h.shape[1]}"
+    return {
+        f"h{of.number}": f"{kind} in {_kind(of.h)}",
+        f"w{of.number}": None if of.w is None else _kind(of.w),
+        f"softcap{of.number}": of.softcap,
+    }
+
+
+def _kind(array: Array) -> str:
+    return str(array.dtype).removeprefix("torch.")
+
+
+def _digest(value: Any) -> str | None:
+    """Return what stands for an array, whatever is wrong with it."""
+    if value is None:
+        return None
+    found = readable(value)
+    if found is None:
+        return type(value).__name__
+    return hashlib.sha256(f"{found.dtype}{found.shape}".encode() + found.tobytes()).hexdigest()
+
+
+def _refuse_others(function: str, common: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse processes that give something else than the first."""
+    first, *others = common
+    for rank, one in enumerate(others, start=1):
+        named = [
+            f"other {name}" if name in _DIGESTED else f"{name}={one[name]!r}, not {value!r},"
+            for name, value in first.items()
+            if one.get(name) != value
+        ]
+        if named or one.keys() != first.keys():
+            raise ValueError(f"{function}: process {rank} has {' and '.join(named)} as process 0 does")
+
+
+def _rows_at_a_time(heads: Sequence[Head], labels: int, backend: str) -> int:
+    """Return how many rows make a batch, given the labels of the largest slice."""
+    # logits given are as many as labels
+    widths = [labels if of.w is None else int(of.h.shape[1]) for of in heads]
+    row_bytes = sum(_row_bytes(of) // int(of.h.shape[1]) * width for of, width in zip(heads, widths, strict=True))
+    if is_asked_for({"h": heads[0].h}, backend):
+        return rows_on_gpu(row_bytes)
+    return rows_at_a_time(labels, sum(map(_width, heads)), row_bytes)
+
+
+def _rank(group: Any) -> int:
+    import torch.distributed as dist
+
+    return int(dist.get_rank(group))
