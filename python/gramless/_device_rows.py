@@ -84,6 +84,11 @@ class HeldFactor:
         self._matrix.flags.writeable = False
         return self._matrix
 
+    def precisions(self, where: str) -> tuple[str, ...]:
+        """Return those in which a device has it as products take it."""
+        held = self._devices.get(where)
+        return () if held is None or _checks.is_torch(held) else held.precisions
+
     def squares(
         self, function: str, arrays: Mapping[str, Array], mask: Any, precision: str, backend: str
     ) -> tuple[Float64, Float64]:

@@ -90,6 +90,9 @@ def explain(measure: str, *arrays: Any, **keywords: Any) -> Explanation:
     Of logits, the products count, 2 N V d for each model and pass. Unembeddings are read once for each block of rows
     that are packed together. Whether the factor of a logit distance has to be found twice is not known before.
 
+    On a GPU the bytes are those of its memory, and products of bfloat16 planes count one by one: three for one of
+    float32 in "high".
+
     Examples
     --------
     >>> import numpy as np

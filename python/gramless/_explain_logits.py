@@ -10,17 +10,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _checks, _dispatch, _factors, _logit_checks, _logit_costs
+from . import _checks, _dispatch, _factors, _gpu_logit_costs, _logit_checks, _logit_costs
 from ._checks import Array
-from ._costs import Columns, Cost, readable
+from ._costs import Columns, Cost
+from ._device import is_asked_for
+from ._gpu_logit_costs import FactorRows, GpuPass
 from ._logit_checks import Choice, Head
-from ._logit_costs import LEAST_KEPT_ROWS, Model, Pass
+from ._logit_costs import Model, Pass
 from ._logits import LogitPairState
 from ._row_values import check_state
-from .logit_comparison import _check_alone, compare_logits, rows_at_a_time, without_ignored
+from .logit_comparison import _check_alone, compare_logits, rows_at_a_time, rows_on_gpu, without_ignored
 from .logit_distance import METHODS, _check_pair, logit_distance, plan
 from .ops import logit_pairs, logsumexp
-from .unembedding import UnembeddingPair
 
 PREDICTIONS: dict[str, Callable[..., Any]] = {
     "logsumexp": logsumexp,
@@ -57,11 +58,10 @@ def _of_logsumexp(asked: Asked) -> Work:
     _check_pass(function, asked)
     heads = [_logit_checks.head(function, asked["h"], asked["w"], asked["b"], asked["softcap"])]
     chosen = _logit_checks.choice(function, heads, asked["labels"], asked["mask"], asked["targets"])
-    kernel = _dispatch.resolve(function, asked["backend"])
-    of = _pass(heads, chosen, kernel.backend)
+    kernel = _kernel(function, asked, heads)
+    of = _pass(heads, chosen, kernel.backend, asked["precision"])
     path = f"{function} <- {function} {_shapes(heads)}{_counting(heads, chosen, of.labels)}"
-    cost = _arguments(heads, chosen).then(of.cost(chosen.n))
-    return Work(path, kernel.backend, kernel.why + _units(heads, of), cost)
+    return Work(path, kernel.backend, kernel.why + of.told(_numbers(heads)), _whole(heads, chosen, of))
 
 
 def _of_logit_pairs(asked: Asked) -> Work:
@@ -69,11 +69,11 @@ def _of_logit_pairs(asked: Asked) -> Work:
     _check_pass(function, asked)
     heads = _heads(function, asked, asked["softcap1"], asked["softcap2"])
     chosen = _logit_checks.choice(function, heads, asked["labels"], asked["mask"], asked["targets"])
-    kernel = _dispatch.resolve(function, asked["backend"])
-    of = _with_divergences(_pass(heads, chosen, kernel.backend), asked)
+    kernel = _kernel(function, asked, heads)
+    of = _with_divergences(_pass(heads, chosen, kernel.backend, asked["precision"]), asked)
     path = f"{function} <- {function} {_shapes(heads)}{_counting(heads, chosen, of.labels)}"
-    why = kernel.why + _units(heads, of) + _second_pass(of, chosen.n)
-    return Work(path, kernel.backend, why, _arguments(heads, chosen).then(of.cost(chosen.n)))
+    why = kernel.why + of.told(_numbers(heads)) + of.second_pass(chosen.n)
+    return Work(path, kernel.backend, why, _whole(heads, chosen, of))
 
 
 def _of_compare_logits(asked: Asked) -> Work:
@@ -81,6 +81,7 @@ def _of_compare_logits(asked: Asked) -> Work:
     if asked["h2"] is None:
         raise TypeError(f"{function}: expected h1, w1, h2 and w2, or a LogitPairState, got no h2")
     _dispatch.check_backend(function, asked["backend"], "logit_pairs")
+    _checks.choice(function, "precision", asked["precision"], _dispatch.PRECISIONS)
     if asked["batch_rows"] is not None:
         _checks.positive(function, "batch_rows", asked["batch_rows"])
     heads = _heads(function, asked, asked["softcap1"], asked["softcap2"])
@@ -90,15 +91,22 @@ def _of_compare_logits(asked: Asked) -> Work:
     if not chosen.n:
         raise ValueError(f"{function}: expected at least one row that counts, got none")
     _check_pass(function, asked)
-    kernel = _dispatch.resolve("logit_pairs", asked["backend"])
-    of = _with_divergences(_pass(heads, chosen, kernel.backend), asked)
-    size = asked["batch_rows"] or rows_at_a_time(heads[0].labels, of.width, sum(one.h.row_bytes for one in of.models))
+    _checks.same_device(function, _arrays(heads))
+    kernel = _kernel("logit_pairs", asked, heads)
+    of = _with_divergences(_pass(heads, chosen, kernel.backend, asked["precision"]), asked)
+    on_gpu, row_bytes = isinstance(of, GpuPass), sum(one.h.row_bytes for one in of.models)
+    size = asked["batch_rows"]
+    size = size or (rows_on_gpu(row_bytes) if on_gpu else rows_at_a_time(heads[0].labels, of.width, row_bytes))
     counts = _batches(n, size, chosen.mask)
     cut = f"of batches of {size} rows of " if n > size else ""
     path = f"{function} <- logit_pairs {cut}{_shapes(heads)}{_counting(heads, chosen, of.labels)}"
-    why = kernel.why + _units(heads, of) + _second_pass(of, max(counts))
-    cost = _logit_costs.comparison(counts, of, keep=bool(asked["rows"]))
-    return Work(path, kernel.backend, why, _arguments(heads, chosen).then(cost))
+    why = kernel.why + of.told(_numbers(heads)) + of.second_pass(max(counts))
+    if isinstance(of, GpuPass):
+        gathered, targets = chosen.mask is not None and not chosen.mask.all(), chosen.targets is not None
+        cost = _gpu_logit_costs.comparison(counts, of, gathered=gathered, targets=targets)
+    else:
+        cost = _arguments(heads, chosen).then(_logit_costs.comparison(counts, of, keep=bool(asked["rows"])))
+    return Work(path, kernel.backend, why, cost)
 
 
 def _of_state(asked: Asked) -> Work:
@@ -119,6 +127,7 @@ def _of_state(asked: Asked) -> Work:
 def _of_logit_distance(asked: Asked) -> Work:
     function, method = "logit_distance", asked["method"]
     _checks.choice(function, "method", method, METHODS)
+    _checks.choice(function, "precision", asked["precision"], _dispatch.PRECISIONS)
     _dispatch.check_backend(function, asked["backend"])
     _checks.above_zero(function, "temperature", asked["temperature"])
     if asked["pair"] is not None:
@@ -133,6 +142,7 @@ def _of_logit_distance(asked: Asked) -> Work:
         count = heads[0].labels if chosen.labels is None else len(chosen.labels)
         planned = plan(chosen.n, count, sum(int(of.h.shape[1]) for of in heads))
         path, told = (planned.path, planned.why) if method == "auto" else (method, f"asked for ({planned.why})")
+    _checks.same_device(function, _arrays(heads))
     return (_by_factor if path == "factor" else _by_vocabulary)(asked, heads, chosen, told)
 
 
@@ -142,8 +152,19 @@ def _by_factor(asked: Asked, heads: Sequence[Head], chosen: Choice, told: str) -
     columns = _factors.Columns.checked(function, w1, w2, b1, b2, labels)
     _check_any(chosen.n)
     few = columns.count <= columns.width
-    kernel = None if few else _dispatch.resolve("moments", asked["backend"])
     weights, biased = [Columns.of(columns.w1), Columns.of(columns.w2)], columns.biases is not None
+    states, panels = [Columns.of(of.h) for of in heads], _logit_costs.panels(columns.count, columns.width)
+    path = f"{function} <- factor by {'rows' if few else 'moments'} {_shapes(heads)}"
+    path += _counting(heads, chosen, columns.count)
+    if is_asked_for(_arrays(heads), asked["backend"]):
+        why = _on_gpu(function, asked, _arrays(heads), "_factor_weights")
+        precision = "exact" if any(one.dtype == "float64" for one in weights) else asked["precision"]
+        rows = FactorRows(states, panels, biased, masked, precision, _checks.gpu_of(columns.w1))
+        found = _gpu_logit_costs.factor(columns.count, weights, biased=biased, indexed=columns.index is not None)
+        again = "" if few else f"; {_gpu_logit_costs.by_reflections(columns.width)}"
+        why = f"{why}; {rows.told()}; factor: {told}{again}"
+        return Work(path, "cuda", why, found.then(rows.cost(int(heads[0].h.shape[0]))))
+    kernel = None if few else _dispatch.resolve("moments", asked["backend"])
     cost = _logit_costs.factor(
         columns.count,
         weights,
@@ -153,15 +174,13 @@ def _by_factor(asked: Asked, heads: Sequence[Head], chosen: Choice, told: str) -
     ).then(
         _logit_costs.by_factor(
             chosen.n,
-            [Columns.of(of.h) for of in heads],
-            _logit_costs.panels(columns.count, columns.width),
+            states,
+            panels,
             biased=biased,
             exact=few,
             gathered=masked,
         )
     )
-    path = f"{function} <- factor by {'rows' if few else 'moments'} {_shapes(heads)}"
-    path += _counting(heads, chosen, columns.count)
     # biases of both models, also of the labels that count, and these labels
     extra = 40 if biased else 8 if columns.given is not None else 0
     cost = _arguments(heads, chosen, extra).then(cost)
@@ -177,9 +196,11 @@ def _by_vocabulary(asked: Asked, heads: Sequence[Head], chosen: Choice, told: st
         b1, b2 = (np.zeros(of.labels) if of.b is None else of.b for of in heads)
         _factors.unmasked(function, b1, b2, chosen.labels)
     _check_any(chosen.n)
-    kernel = _dispatch.resolve("logit_pairs", asked["backend"])
-    of = _pass(heads, chosen, kernel.backend)
+    kernel = _kernel("logit_pairs", asked, heads, "exact")
+    of = _pass(heads, chosen, kernel.backend, "exact")
     path = f"{function} <- vocabulary by logit_pairs in float64 {_shapes(heads)}{_counting(heads, chosen, of.labels)}"
+    if isinstance(of, GpuPass):
+        return Work(path, kernel.backend, f"{kernel.why}; vocabulary: {told}", _whole(heads, chosen, of).released())
     # biases of both models, and of the labels that count
     extra = 24 if any(of.b is not None for of in heads) else 0
     cost = _arguments(heads, chosen, extra).then(_logit_costs.by_vocabulary(chosen.n, of))
@@ -201,41 +222,42 @@ def _of_pair(asked: Asked) -> Work:
             pair._check(function, w1, w2, b1, b2)
         row_bytes = Columns.of(columns.w1).row_bytes + Columns.of(columns.w2).row_bytes
         cost = Cost(0, columns.count * row_bytes, 0, 0)
-    arrays = _states(function, asked, pair)
+    arrays = pair._states(function, asked["h1"], asked["h2"])
     chosen = _logit_checks.choice(function, [Head(arrays["h1"], None, None, None, "")], None, asked["mask"])
     _check_any(chosen.n)
-    used = [pair.factor[panel].shape for panel in pair._panels]
-    cost = cost.then(
-        _logit_costs.by_factor(
-            chosen.n,
-            [Columns.of(h) for h in arrays.values()],
-            used,
-            biased=pair._biased,
-            exact=pair.method != "gram",
-            gathered=chosen.mask is not None,
-        )
-    )
+    states, masked = [Columns.of(h) for h in arrays.values()], chosen.mask is not None
     told = plan(chosen.n, pair.labels, pair.d1 + pair.d2, factored=True).why
     shapes = ", ".join(_array(name, h) for name, h in arrays.items())
-    counting = "" if chosen.mask is None else f", of which {chosen.n} rows count"
+    counting = f", of which {chosen.n} rows count" if masked else ""
     path = f"{function} <- factor of {pair!r} {shapes}{counting}"
+    if is_asked_for(arrays, asked["backend"]):
+        why = _on_gpu(function, asked, arrays, "_factor_rows")
+        where = _checks.gpu_of(arrays["h1"])
+        # a factor may be there alone
+        panels = _logit_costs.panels(pair.labels, pair.width)
+        rows = FactorRows(states, panels, pair._biased, masked, asked["precision"], where)
+        cost = cost.then(rows.cost(int(arrays["h1"].shape[0]), pair._held.precisions(where or "cpu")))
+        return Work(path, "cuda", f"{why}; {rows.told()}; factor: {told}", cost)
+    panels = [(len(pair.factor[panel]), used.start, used.stop) for panel, used in pair._panels]
+    exact = pair.method != "gram"
+    cost = cost.then(
+        _logit_costs.by_factor(chosen.n, states, panels, biased=pair._biased, exact=exact, gathered=masked)
+    )
     return Work(path, "numpy", f"no kernel runs; factor: {told}", cost)
 
 
-def _states(function: str, asked: Asked, pair: UnembeddingPair) -> dict[str, Array]:
-    """Return hidden states of the sizes of a pair."""
-    arrays = {name: _checks.rows(function, name, asked[name], allow_empty=True) for name in ("h1", "h2")}
-    _checks.same_rows(function, arrays)
-    for (name, h), size in zip(arrays.items(), (pair.d1, pair.d2), strict=True):
-        if int(h.shape[1]) != size:
-            width = f"the hidden size {size} of its unembedding"
-            raise ValueError(f"{function}: expected {name} with {width}, got shape {tuple(h.shape)}")
-    return arrays
+def _on_gpu(function: str, asked: Asked, arrays: Mapping[str, Array], stem: str) -> str:
+    """Return why kernels of a factor run on a GPU."""
+    where = _checks.same_device(function, arrays)
+    _dispatch.gpu_module(function, asked["backend"], where, stem)
+    why = "asked for" if asked["backend"] == "cuda" else f"tensors on {where}"
+    return f"{why}, precision {asked['precision']!r}"
 
 
 def _check_pass(function: str, asked: Asked) -> None:
     """Check what a pass checks before its arrays."""
     _checks.choice(function, "nonfinite", asked["nonfinite"], ("raise", "propagate"))
+    _checks.choice(function, "precision", asked["precision"], _dispatch.PRECISIONS)
     _checks.above_zero(function, "temperature", asked["temperature"])
     if asked.get("workspace") is not None:
         _checks.positive(function, "workspace", asked["workspace"])
@@ -255,16 +277,25 @@ def _heads(function: str, asked: Asked, *softcaps: Any) -> list[Head]:
     return heads
 
 
-def _pass(heads: Sequence[Head], chosen: Choice, backend: str) -> Pass:
+def _kernel(stem: str, asked: Asked, heads: Sequence[Head], precision: str | None = None) -> _dispatch.Choice:
+    precision = asked["precision"] if precision is None else precision
+    return _dispatch.resolve(stem, asked["backend"], arrays=_arrays(heads), precision=precision)
+
+
+def _pass(heads: Sequence[Head], chosen: Choice, backend: str, precision: str) -> Pass:
     """Return the pass over these models, of the labels that count; what all models mask does not."""
     possible = np.logical_or.reduce([of.possible for of in heads])
     labels = int((possible if chosen.labels is None else possible[chosen.labels]).sum())
     models = [Model(Columns.of(of.h), None if of.w is None else Columns.of(of.w)) for of in heads]
+    if backend == "cuda":
+        indexed = chosen.labels is not None or labels < heads[0].labels
+        biased, where = tuple(of.b is not None for of in heads), _checks.gpu_of(heads[0].h)
+        return GpuPass(tuple(models), labels, backend, False, None, precision, where, biased, indexed)
     of = Pass(tuple(models), labels, backend)
     if backend == "reference":
         marked = [one._replace(widened=_is_widened(head)) for one, head in zip(models, heads, strict=True)]
         return replace(of, models=tuple(marked))
-    if of.in_float64 or _unit() == "none":
+    if of.in_float64 or _dispatch.core_or_raise("explain").bf16_unit() == "none":
         return of
     marked = [one._replace(on_unit=_takes(head)) for one, head in zip(models, heads, strict=True)]
     return replace(of, models=tuple(marked))
@@ -274,8 +305,12 @@ def _with_divergences(of: Pass, asked: Asked) -> Pass:
     return replace(of, divergences=bool(asked["divergences"]), workspace=asked["workspace"])
 
 
-def _unit() -> str:
-    return str(_dispatch.core_or_raise("explain").bf16_unit())
+def _whole(heads: Sequence[Head], chosen: Choice, of: Pass) -> Cost:
+    """Return the cost of a pass over all rows that count."""
+    if not isinstance(of, GpuPass):
+        return _arguments(heads, chosen).then(of.cost(chosen.n))
+    rows = 0 if chosen.mask is None else chosen.n
+    return of.cost(chosen.n, rows + (0 if chosen.targets is None else len(chosen.targets)))
 
 
 def _is_widened(head: Head) -> bool:
@@ -295,28 +330,6 @@ def _without_gaps(x: Array) -> bool:
     return bool(x.stride(1) == 1 if _checks.is_torch(x) else x.strides[1] == x.itemsize)
 
 
-def _units(heads: Sequence[Head], of: Pass) -> str:
-    """Tell how models in bfloat16 are multiplied."""
-    if of.backend == "reference":
-        return ""
-    told, wide = "", "float64" if of.in_float64 else "float32"
-    for head, one in zip(heads, of.models, strict=True):
-        if one.w is not None and one.h.dtype == one.w.dtype == "bfloat16":
-            how = f"multiplied by {_unit()}" if one.on_unit else f"widened to {wide}"
-            told += f"; bfloat16 of h{head.number} and w{head.number} is {how}"
-    return told
-
-
-def _second_pass(of: Pass, n: int) -> str:
-    """Tell where divergences take their logits from."""
-    if not (n and of.divergences) or of.backend == "reference":
-        return ""
-    if of.kept(n):
-        return f"; logits of {of.kept(n)} rows at a time are kept for js and tv"
-    holds = f"{readable(of.limit)} holds those of {of.held(n)} rows, fewer than {min(n, LEAST_KEPT_ROWS)}"
-    return f"; logits are computed twice, for js and tv: a workspace of {holds}"
-
-
 def _batches(n: int, size: int, mask: NDArray[np.bool_] | None) -> Mapping[int, int]:
     """Return how many batches there are of how many rows that count; those of none are left out."""
     if mask is None:
@@ -334,10 +347,17 @@ def _arguments(heads: Sequence[Head], chosen: Choice, label_bytes: int = 0) -> C
     return Cost(0, 0, held, 0)
 
 
+def _arrays(heads: Sequence[Head]) -> dict[str, Array]:
+    return {f"{k}{of.number}": a for of in heads for k, a in (("h", of.h), ("w", of.w)) if a is not None}
+
+
+def _numbers(heads: Sequence[Head]) -> list[str]:
+    return [of.number for of in heads]
+
+
 def _shapes(heads: Sequence[Head]) -> str:
-    arrays = {f"{letter}{of.number}": a for of in heads for letter, a in (("h", of.h), ("w", of.w))}
     logits = {f"h{of.number}" for of in heads if of.w is None}
-    return ", ".join(_array(f"logits {k}" if k in logits else k, a) for k, a in arrays.items() if a is not None)
+    return ", ".join(_array(f"logits {k}" if k in logits else k, a) for k, a in _arrays(heads).items())
 
 
 def _array(name: str, a: Array) -> str:

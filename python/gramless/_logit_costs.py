@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from . import _costs, _dispatch, _factors, _row_values, _sketch, unembedding
-from ._costs import Columns, Cost
+from ._costs import Columns, Cost, readable
 from .logit_distance import _BLOCK_BYTES, _LEAST_ROWS
 
 # a workspace that holds the logits of fewer rows, and not those of all, holds none
@@ -20,8 +20,8 @@ _DEFINED, _DEFINED_BEFORE = (6, 8, 14), 3
 # values of a row that a comparison takes, beside those of its table, while it makes them
 _TABLE_SCRATCH = 8
 
-# rows and columns of each piece of a factor
-Panels = Sequence[tuple[int, int]]
+# rows of each piece of a factor, and the first of their columns that is not zero and the one after the last
+Panels = Sequence[tuple[int, int, int]]
 
 
 class Model(NamedTuple):
@@ -113,6 +113,26 @@ class Pass:
         logits = 2 * block * self.labels * self._item if kept else 0
         return Cost(times * flops, times * read, held, scratch + logits)
 
+    def told(self, names: Sequence[str]) -> str:
+        """Tell how models in bfloat16 are multiplied, given what follows "h" and "w" in the names of their arrays."""
+        if self.backend == "reference":
+            return ""
+        told, wide = "", "float64" if self.in_float64 else "float32"
+        for number, one in zip(names, self.models, strict=True):
+            if one.w is not None and one.h.dtype == one.w.dtype == "bfloat16":
+                how = f"multiplied by {_core().bf16_unit()}" if one.on_unit else f"widened to {wide}"
+                told += f"; bfloat16 of h{number} and w{number} is {how}"
+        return told
+
+    def second_pass(self, n: int) -> str:
+        """Tell where divergences take their logits from."""
+        if not (n and self.divergences) or self.backend == "reference":
+            return ""
+        if self.kept(n):
+            return f"; logits of {self.kept(n)} rows at a time are kept for js and tv"
+        holds = f"{readable(self.limit)} holds those of {self.held(n)} rows, fewer than {min(n, LEAST_KEPT_ROWS)}"
+        return f"; logits are computed twice, for js and tv: a workspace of {holds}"
+
     def _defined(self, n: int) -> int:
         """Return the bytes of the definition: all logits, made of arrays in float64 of one model after the other."""
         elements = [n * one.h.width + self.labels * one.width for one in self.models]
@@ -195,10 +215,9 @@ def factor(labels: int, columns: Sequence[Columns], backend: str, *, biased: boo
 
 def panels(labels: int, width: int) -> Panels:
     """Return those of a factor: a triangle, or as many rows as labels, where these are no more than its columns."""
-    size = unembedding._FACTOR_ROWS
-    if labels <= width:
-        return [(min(size, labels - first), width) for first in range(0, labels, size)]
-    return [(min(size, width - first), width - first) for first in range(0, width, size)]
+    size, count = unembedding._FACTOR_ROWS, min(labels, width)
+    starts = range(0, count, size)
+    return [(min(size, count - first), 0 if labels <= width else first, width) for first in starts]
 
 
 def by_factor(n: int, columns: Sequence[Columns], used: Panels, *, biased: bool, exact: bool, gathered: bool) -> Cost:
@@ -207,10 +226,10 @@ def by_factor(n: int, columns: Sequence[Columns], used: Panels, *, biased: bool,
     row_bytes = sum(one.row_bytes for one in columns)
     rows = min(n, max(unembedding._LEAST_ROWS, unembedding._BLOCK_BYTES // (8 * width)))
     # rows in float64, their squares for what rounding may do, and the largest product
-    block = 8 * (width * (2 if exact else 1) + max((count for count, _ in used), default=0))
+    block = 8 * (width * (2 if exact else 1) + max((count for count, _, _ in used), default=0))
     # of all rows numbers, squares and roots
     scratch = rows * (block + (row_bytes if gathered else 0)) + 8 * 4 * n
-    return Cost(2 * n * sum(count * wide for count, wide in used), n * row_bytes, 0, scratch)
+    return Cost(2 * n * sum(count * (stop - start) for count, start, stop in used), n * row_bytes, 0, scratch)
 
 
 def _core() -> Any:

@@ -39,12 +39,12 @@ def peak_extra_bytes(call: Callable[[], Any]) -> int:
     return int(held.max(initial=0))
 
 
-def assert_said(said: int, call: Callable[[], Any]) -> None:
-    """What a call takes is what is said of it."""
+def assert_said(said: int, call: Callable[[], Any], *, to_the_byte: bool = False) -> None:
+    """What a call takes is what is said of it, in the interpreter also to the byte."""
     measured = peak_extra_bytes(call)
     share, slack = (bounds.MEMORY_FACTOR - 1, bounds.MEMORY_SLACK_BYTES)
     if device.label() != "cuda":
-        share, slack = bounds.INTERPRETED_MEMORY_SHARE, 0
+        share, slack = 0.0 if to_the_byte else bounds.INTERPRETED_MEMORY_SHARE, 0
     assert abs(said - measured) <= share * measured + slack, (said, measured)
 
 

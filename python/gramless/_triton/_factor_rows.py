@@ -57,6 +57,11 @@ class DeviceFactor:
         self.spans = _spans(exact[0])
         self._planes = {"exact": (exact, _made(device))}
 
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Those in which it is there."""
+        return tuple(self._planes)
+
     def matrix(self) -> torch.Tensor:
         """Return the factor that was given, but for values beyond the range of float64 in the unit of their column."""
         basis, (exact, _) = self.basis, self._planes["exact"]

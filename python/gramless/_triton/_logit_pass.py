@@ -79,6 +79,14 @@ def shape_of(n: int, labels: int, tile: tuple[int, int], numbers: int, *, whole:
     return Shape(rows, min(max(numbers // rows // block_j, 1) * block_j, all_labels))
 
 
+def room(ways: Sequence[str], device: torch.device, workspace: int | None) -> tuple[tuple[int, int], int]:
+    """Return rows and labels of a tile of products, and the logits that a workspace holds of each of these models."""
+    tiles = [_logit_products.tile(way, device) for way in ways]
+    item = 8 if "exact" in ways else 4
+    given = WORKSPACE_BYTES if workspace is None else workspace
+    return (max(one.block_i for one in tiles), max(one.block_j for one in tiles)), given // (item * len(ways))
+
+
 @dataclass
 class Pass:
     """Rows and labels that count of one or two models on a device, and the chunk in hand."""
@@ -118,13 +126,10 @@ class Pass:
         n = int(heads[0].h.shape[0]) if rows is None else len(rows)
         count = _labels(heads[0]) if kept is None else len(kept)
         index = None if kept is None else _on(kept, device)
-        multiplied = [head for head in heads if head.w is not None]
         shape = Shape(n, count)
-        if multiplied:
-            tiles = [_logit_products.tile(_way(head, precision, wide), device) for head in multiplied]
-            tile = max(one.block_i for one in tiles), max(one.block_j for one in tiles)
-            given = WORKSPACE_BYTES if workspace is None else workspace
-            shape = shape_of(n, count, tile, given // (kind.itemsize * len(multiplied)), whole=whole)
+        ways = [_way(head, precision, wide) for head in heads if head.w is not None]
+        if ways:
+            shape = shape_of(n, count, *room(ways, device, workspace), whole=whole)
         return cls(
             heads,
             None if rows is None else _on(rows, device),
