@@ -190,7 +190,7 @@ class TestNames:
 
     def test_no_processes(self, subject: Subject) -> None:
         kind = type(subject.make()).__name__
-        with pytest.raises(RuntimeError, match=rf"^{kind}\.all_reduce: torch\.distributed is not initialised$"):
+        with pytest.raises(RuntimeError, match=rf"^{kind}\.all_reduce: .* is not initialised; call init_"):
             subject.make().all_reduce()
 
     def test_other_state(self, subject: Subject) -> None:

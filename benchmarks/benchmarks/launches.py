@@ -98,6 +98,18 @@ def logits(
     return call
 
 
+def given_logits(stem: str, v: int, dtype: str) -> Callable[[], object]:
+    """Predictions of models whose logits are there."""
+
+    def call() -> object:
+        import importlib
+
+        kernel = getattr(importlib.import_module(f"gramless._triton.{stem}"), stem)
+        return kernel(*[rows(v, dtype, 512), None] * (2 if stem == "logit_pairs" else 1))
+
+    return call
+
+
 def factor_rows(
     d1: int, d2: int, dtype: str, precision: str, *, biased: bool = False, masked: bool = False
 ) -> Callable[[], object]:
@@ -171,6 +183,9 @@ SCENARIOS: dict[str, Callable[[], object]] = {
     "logit_pairs high": logits("logit_pairs", 2048, "float32", "high"),
     "logit_pairs high of two types": logits("logit_pairs", 2048, "float32", "high", dtype_w="bfloat16"),
     "logit_pairs exact, all options": logits("logit_pairs", 1024, "float64", "exact", options=True),
+    "logsumexp of logits": given_logits("logsumexp", 32_768, "bfloat16"),
+    "logit_pairs of logits": given_logits("logit_pairs", 32_768, "float32"),
+    "logsumexp of logits, odd rows": given_logits("logsumexp", 50_257, "bfloat16"),
     "logit distance high": factor_rows(1024, 1024, "bfloat16", "high"),
     "logit distance high, float32": factor_rows(1024, 1024, "float32", "high", masked=True),
     "logit distance high, two sizes": factor_rows(1024, 768, "bfloat16", "high", biased=True),

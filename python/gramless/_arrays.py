@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 Array: TypeAlias = Any
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
+# names of hidden states, which come as (batch, tokens, features)
+_HIDDEN = ("h", "h1", "h2")
 # device codes of DLPack for memory that the host reads directly, and for that of CUDA and ROCm
 _HOST_DEVICES = (1, 3)
 _GPU_DEVICES = (2, 10)
@@ -32,9 +34,10 @@ def rows(function: str, name: str, x: Any, *, allow_empty: bool = False, on_gpu:
         _refuse_kind(function, name, x)
     shape = tuple(int(length) for length in array.shape)
     if len(shape) != 2:
-        raise ValueError(
-            f"{function}: {name}: expected a 2-d array (rows, features), got shape {shape}, flatten or pool first"
-        )
+        advice = "flatten or pool first"
+        if name in _HIDDEN and len(shape) > 2:
+            advice = f"use {name}.reshape(-1, {shape[-1]}) for one row of each token, and flat mask and targets"
+        raise ValueError(f"{function}: {name}: expected a 2-d array (rows, features), got shape {shape}, {advice}")
     if shape[1] == 0 or (shape[0] == 0 and not allow_empty):
         raise ValueError(f"{function}: expected {name} with at least one row and one feature, got shape {shape}")
     return array

@@ -94,7 +94,10 @@ def gpu_module(function: str, backend: str, where: str, name: str) -> ModuleType
             f"{function}: kernels on a GPU need torch and Triton ({error}): install gramless[gpu]"
         ) from None
     if not where and not launch.interpreting():
-        raise RuntimeError(f"{function}: backend='cuda' needs tensors on a GPU, got arrays in host memory")
+        raise RuntimeError(
+            f"{function}: backend='cuda' needs tensors on a GPU, got arrays in host memory; "
+            "TRITON_INTERPRET=1, set before kernels are first used, runs them on these, slowly"
+        )
     return importlib.import_module(f"{__package__}._triton.{name}")
 
 

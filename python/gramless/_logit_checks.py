@@ -104,7 +104,7 @@ def pair(function: str, first: Head, second: Head) -> None:
         name = f"h{larger.number}[:, :{least}]" if larger.w is None else f"w{larger.number}[:{least}]"
         bias = "" if larger.b is None else f" and b{larger.number}[:{least}]"
         lone = [of.number for of in (first, second) if of.w is None]
-        taken = f"; without w{lone[0]}, h{lone[0]} is taken for logits" if len(lone) == 1 else ""
+        taken = "".join(f"; without w{number}, h{number} is taken for logits" for number in lone)
         raise ValueError(
             f"{function}: expected the same labels in both models, got {first.labels} of model {first.number} and "
             f"{second.labels} of model {second.number}; pass {name}{bias} if the first {least} labels are the same, "

@@ -36,7 +36,7 @@ def agree(function: str, n: int, text: str, group: Any) -> Agreement | None:
     import torch.distributed as dist
 
     if not (dist.is_available() and dist.is_initialized()):
-        raise RuntimeError(f"{function}: torch.distributed is not initialised")
+        raise RuntimeError(f"{function}: torch.distributed is not initialised; call init_process_group in each process")
     rank = dist.get_rank(group)
     if rank < 0:
         raise RuntimeError(f"{function}: this process is not in the group")
@@ -77,12 +77,18 @@ def gather(arrays: Mapping[str, Array], group: Any) -> list[dict[str, NDArray[An
 
 def share(function: str, failure: Exception | None, group: Any) -> None:
     """Raise the error of this process, or tell that another has one; no process goes on alone."""
-    flags = gather({"failed": np.array(failure is not None)}, group)
-    failed = [rank for rank, found in enumerate(flags) if found["failed"]]
+    texts = [
+        str(found["error"]) for found in gather({"error": np.array("" if failure is None else _told(failure))}, group)
+    ]
     if failure is not None:
         raise failure
-    if failed:
-        raise RuntimeError(f"{function}: process {failed[0]} has an error, see there")
+    for rank, text in enumerate(texts):
+        if text:
+            raise RuntimeError(f"{function}: process {rank} has an error: {text}")
+
+
+def _told(failure: Exception) -> str:
+    return f"{type(failure).__name__}: {failure}"
 
 
 def _of_all(mine: Any, group: Any) -> list[Any]:

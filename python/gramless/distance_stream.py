@@ -150,7 +150,7 @@ class LogitDistance(Accumulator[Rows]):
         h1, h2 : array of shape (N, d1) and (N, d2), float16, bfloat16, float32 or float64
             Any N, also none.
         mask : bool array of shape (N,), optional
-            Rows that count. Default: all.
+            Rows that count. Default: all. There are no targets here: without those to be ignored, targets != -100.
 
         Raises
         ------

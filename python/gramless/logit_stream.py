@@ -53,8 +53,9 @@ class LogitPairs(Accumulator[RowTable]):
     It holds 240 KB whatever the number of rows, unless these are kept: for each value, the number of rows, mean and sum
     of squares about it, and a sketch of its quantiles. The order and the sizes of batches change results by rounding
     only. Weights are no part of the state. They are told apart by a fingerprint: shapes, dtypes, biases, labels, and
-    the values of 64 rows of each, evenly spaced. `all_reduce` gathers 240 KB from each process, and rows where they are
-    kept.
+    the values of 64 rows of each, evenly spaced, when the stream is made: where weights change in place, as in
+    training, make another stream for the new ones. `all_reduce` gathers 240 KB from each process, and rows where they
+    are kept.
 
     With tensors on a GPU, where the weights have to be, too, `update` does not wait for it: what a row amounts to, 168
     bytes, goes to pinned host memory while more is launched, and is added when a later call finds it there. Of this 64
@@ -237,6 +238,7 @@ class LogitPairs(Accumulator[RowTable]):
         """Add the rows of a state, of one pass or of merged slices of the vocabulary.
 
         It is taken on trust that the state is of the same models; js and tv it must have, unless divergences=False.
+        ignore_index is for `update`: rows of a state count as they are.
 
         Parameters
         ----------

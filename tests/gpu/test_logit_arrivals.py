@@ -269,6 +269,6 @@ for _ in range(2):
         print(error)
 """
     first, second = launch(program, 2, tmp_path)
-    assert "LogitPairs.all_reduce: process 1 has an error, see there" in first
+    assert "process 1 has an error: ValueError: LogitPairs.all_reduce: in update 2, h1 has non-finite values" in first
     assert "LogitPairs.all_reduce: in update 2, h1 has non-finite values" in second
     assert first.splitlines()[1:] == second.splitlines()[1:] == [str(2 * N)]

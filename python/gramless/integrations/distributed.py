@@ -27,6 +27,8 @@ from .vocabulary import logsumexp as logsumexp
 if TYPE_CHECKING:
     import torch
 
+__all__ = ["compare_logits", "gram_sums", "logit_pairs", "logsumexp"]
+
 # rows that centre and offset are taken from, as in a pass over all rows
 _SAMPLED_ROWS = 7
 _MOST_BLOCK_ROWS = 8192
@@ -84,8 +86,10 @@ def gram_sums(
     --------
     In each process of ``torchrun --nproc-per-node 8``::
 
+        from gramless.integrations import distributed
+
         torch.distributed.init_process_group()
-        state = gramless.integrations.distributed.gram_sums(x, y, kernel="rbf", bandwidth_x=3.0, bandwidth_y=4.0)
+        state = distributed.gram_sums(x, y, kernel="rbf", bandwidth_x=3.0, bandwidth_y=4.0)
         print(gramless.cka(state))
     """
     function = "gram_sums"

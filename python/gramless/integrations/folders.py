@@ -202,7 +202,8 @@ def _check_matrix(entry: Entry) -> None:
     if len(entry.shape) != 2:
         raise ValueError(
             f"{entry.label}: expected shape (n, p), got {entry.shape}; flatten it with x.reshape(len(x), -1), "
-            f"or pool it, as with x.mean(axis=1); if it is no layer, {CHOOSE}"
+            f"or pool it, as with x.mean(axis=1), or take tokens for rows, x.reshape(-1, x.shape[-1]); if it is no "
+            f"layer, {CHOOSE}"
         )
     if 0 in entry.shape:
         raise ValueError(f"{entry.label}: shape {entry.shape} has no {'rows' if entry.shape[0] == 0 else 'features'}")

@@ -90,9 +90,10 @@ def logit_pairs(
     ----------
     h1, h2 : array of shape (N, d1) and (N, d2)
         Hidden states, of the same rows in all processes: on the CPU with gloo, on the GPU of this process with nccl.
+        That they are the same is judged by a sample of 64 rows.
     w1, w2 : array of shape (V_r, d1) and (V_r, d2), or None
-        The rows of the unembeddings that this process has, at least one, in the order of the processes. None: the
-        hidden states hold their logits (N, V_r).
+        The rows of the unembeddings that this process has, at least one, in the order of the processes; that no label
+        is in two of them is taken on trust. None: the hidden states hold their logits (N, V_r).
     b1, b2 : array of shape (V_r,), optional
         Biases of these labels; they may mask all of them.
     group : torch.distributed.ProcessGroup, optional
@@ -122,11 +123,13 @@ def logit_pairs(
     --------
     In each process of ``torchrun --nproc-per-node 8``, which has the labels from first to last::
 
+        from gramless.integrations import distributed
+
         torch.distributed.init_process_group()
         stream = gramless.LogitPairs()
         for h1, h2 in batches:
             head = (h1, w1[first:last], h2, w2[first:last])
-            stream.add(gramless.integrations.distributed.logit_pairs(*head, divergences=True))
+            stream.add(distributed.logit_pairs(*head, divergences=True))
         print(stream.finalize())
     """
     options = {"temperature": temperature, "nonfinite": nonfinite, "precision": precision, "backend": backend}
@@ -185,9 +188,11 @@ def compare_logits(
     --------
     In each process of ``torchrun --nproc-per-node 8``, which has the labels from first to last::
 
+        from gramless.integrations import distributed
+
         torch.distributed.init_process_group()
         head = (h1, w1[first:last], h2, w2[first:last])
-        print(gramless.integrations.distributed.compare_logits(*head))
+        print(distributed.compare_logits(*head))
     """
     function = "compare_logits"
     options = {"temperature": temperature, "nonfinite": nonfinite, "precision": precision, "backend": backend}
@@ -206,6 +211,7 @@ def compare_logits(
             continue
         try:
             stream.add(session.pairs(part))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:
+            # also one that another process tells of
             raise _numbered(function, error, start) from None
     return stream.finalize()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .. import _checks, _logit_checks
 from .._arrays import readable
@@ -26,6 +27,9 @@ from .vocabulary_slices import NOTHING, PairPart, Slice
 MadeT = TypeVar("MadeT")
 StateT = TypeVar("StateT", LogitState, LogitPairState)
 
+# rows whose hidden states processes compare, and what the same rows may differ by, as a share of their size
+_SAMPLED_ROWS = 64
+_SAME_ROWS = 0.01
 # what processes exchange digests of
 _DIGESTED = ("labels", "mask", "targets")
 
@@ -89,6 +93,7 @@ class Session:
         if chosen.labels is not None:
             inside = (chosen.labels >= part.first) & (chosen.labels < part.first + len(mine["possible0"]))
             part = replace(part, labels=chosen.labels[inside] - part.first)
+        _refuse_other_rows(function, gather({f"h{of.number}": _sampled(of, part.counted) for of in heads}, group))
         size = batch_rows or _rows_at_a_time(heads, max(sizes), options["backend"])
         return cls(function, group, part, bool(divergences), workspace, size)
 
@@ -216,12 +221,38 @@ def _refuse_others(function: str, common: Sequence[Mapping[str, Any]]) -> None:
     first, *others = common
     for rank, one in enumerate(others, start=1):
         named = [
-            f"other {name}" if name in _DIGESTED else f"{name}={one[name]!r}, not {value!r},"
+            f"other {name}" if name in _DIGESTED else f"{name}={one[name]!r}, not {value!r}"
             for name, value in first.items()
             if one.get(name) != value
         ]
         if named or one.keys() != first.keys():
-            raise ValueError(f"{function}: process {rank} has {' and '.join(named)} as process 0 does")
+            raise ValueError(
+                f"{function}: processes must agree, and process {rank} has {' and '.join(named)}, unlike process 0"
+            )
+
+
+def _sampled(of: Head, counted: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return a sum over the features of some rows that count, and of their sizes (2, rows); of logits given nothing."""
+    if of.w is None or not len(counted):
+        return np.zeros((2, 0))
+    places = np.unique(np.linspace(0, len(counted) - 1, _SAMPLED_ROWS).astype(np.int64))
+    h = of.h[counted[places].tolist()]
+    values = _checks.to_numpy(h.cpu() if _checks.is_torch(h) else h).astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        sums, sizes = values @ np.cos(np.arange(values.shape[1])), np.abs(values).sum(axis=1)
+    # what is not finite is told by the pass, with its place
+    return np.where(np.isfinite(sizes), [sums, sizes], [[0.0], [np.inf]])
+
+
+def _refuse_other_rows(function: str, samples: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse processes whose hidden states differ from those of the first by more than nondeterminism explains."""
+    first, *others = samples
+    for rank, one in enumerate(others, start=1):
+        for name, (sums, sizes) in first.items():
+            theirs, their_sizes = one[name]
+            if (np.abs(theirs - sums) > _SAME_ROWS * np.maximum(sizes, their_sizes)).any():
+                other = f"process {rank} has other hidden states {name} than process 0"
+                raise ValueError(f"{function}: processes must agree, and {other}")
 
 
 def _rows_at_a_time(heads: Sequence[Head], labels: int, backend: str) -> int:
