@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -93,7 +94,7 @@ def open_logit_model(
     if logits and unembedding is not None:
         raise ValueError(f"{side}: logits need no unembedding, got {printable(unembedding)}")
     place = Path(path)
-    source = open_layers(place, None if _is_npy(place) else LOGITS if logits else HIDDEN)
+    source = _opened(place, LOGITS if logits else HIDDEN)
     if len(source.layers) != 1:
         raise ValueError(f"{printable(place)}: expected one array of hidden states, got {len(source.layers)} layers")
     found = None if logits else _unembedding(side, place, unembedding)
@@ -151,6 +152,20 @@ def _array(word: PathLike, name: str) -> Entry:
         advice = f"; name another as {printable(place)}:ENTRY" if entry is None else ""
         raise ValueError(f"{printable(place)}: holds no entry named {wanted!r}, it holds {held or 'none'}{advice}")
     return chosen
+
+
+def _opened(place: Path, name: str) -> LayerSource:
+    """Return the one array of a model, in the words of a model."""
+    try:
+        return open_layers(place, None if _is_npy(place) else name)
+    except ValueError as error:
+        text = str(error).replace(f"no layer matches '{name}'; it holds", f"holds no entry named {name!r}, it holds")
+        if text != str(error):
+            other = "; --logits takes logits (N, V) for them" if name == HIDDEN else ""
+            raise ValueError(f"{text}; save it under that name{other}") from None
+        # one row for each token, and nothing to choose
+        text = re.sub(r"; flatten it with .*", "; take tokens for rows, x.reshape(-1, x.shape[-1])", text)
+        raise ValueError(text) from None
 
 
 def _unembedding(side: str, place: Path, given: PathLike | None) -> Entry:
