@@ -52,6 +52,9 @@ CASES = {
         (h1, w1, z2, None), {"b1": np.where(np.arange(V) == 3, endless, b1)}, {"targets": np.full(N, 3)}
     ),
     "nan": ((bad, w1, h2, w2), {"b1": np.where(early, endless, b1)}, {**twice, "nonfinite": "propagate"}),
+    "a row without labels": (
+        (np.where((np.arange(N) == 2)[:, None], endless, z1), None, z2, None), {}, {**twice, "nonfinite": "propagate"}
+    ),
     "no rows": ((h1[:0], w1, h2[:0], w2), {}, twice),
     "no row counts": (models, {}, {"mask": mask & False}),
 }

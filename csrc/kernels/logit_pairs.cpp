@@ -141,7 +141,8 @@ class LogitPairs {
         const LogitPairsTarget& out = task_.out;
         for (std::size_t m = 0; m < 2; ++m) {
             out.delta[m][row] = std::nan("");
-            if (m == 0 ? p : q) out.lse[m][row] = out.mean[m][row] = out.top_logit[m][row] = std::nan("");
+            if (m == 0 ? p : q)
+                out.lse[m][row] = out.mean[m][row] = out.top_logit[m][row] = out.target[m][row] = std::nan("");
         }
         out.delta_mean[row] = out.delta_square[row] = out.delta_abs[row] = out.delta_max[row] = std::nan("");
         out.counted[row] = static_cast<double>(pass_.cut().labels);

@@ -52,7 +52,7 @@ void run(LogsumexpTask& task) {
             out.counted[at] = sums.counted[r];
             // a row of NaN, or of no label that can be
             if (!(sums.sum[r] > 0)) {
-                out.lse[at] = out.mean[at] = out.lse2[at] = out.top_logit[at] = std::nan("");
+                out.lse[at] = out.mean[at] = out.lse2[at] = out.top_logit[at] = out.target[at] = std::nan("");
                 out.counted[at] = static_cast<double>(pass.cut().labels);
             }
             out.top[at] = task.choice.label_at(sums.top[r]);

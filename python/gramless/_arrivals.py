@@ -119,7 +119,8 @@ def to_device(values: NDArray[Any], device: torch.device) -> torch.Tensor:
     """Return an array on a device without a wait for it: a copy out of memory that is not pinned would be one."""
     import torch
 
-    made = torch.from_numpy(values)
+    # torch warns of arrays that it may not write to
+    made = torch.from_numpy(values if values.flags.writeable else values.copy())
     return made if device.type == "cpu" else made.pin_memory().to(device, non_blocking=True)
 
 

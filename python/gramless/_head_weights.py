@@ -46,8 +46,11 @@ class HeadWeights:
             _logit_checks.pair(function, *heads.values())
         if heads:
             labels, _ = _logit_checks.labels_of(function, list(heads.values()), labels)
+        else:
+            labels = _copied(labels)
         w1, w2 = (heads[number].w if number in heads else None for number in "12")
-        b1, b2 = (heads[number].b if number in heads else b for number, b in (("1", first[1]), ("2", second[1])))
+        given = (("1", first[1]), ("2", second[1]))
+        b1, b2 = (heads[number].b if number in heads else _copied(b) for number, b in given)
         return cls(w1, w2, b1, b2, first[2], second[2], labels)
 
     @property
@@ -86,3 +89,9 @@ class HeadWeights:
             found = None if vector is None else readable(vector)
             digest.update(b"none;" if found is None else f"{found.shape};".encode() + found.tobytes())
         return digest.hexdigest()
+
+
+def _copied(value: Any) -> Any:
+    """Return a copy of what can be read as an array; what is wrong with it is told with the first rows."""
+    found = None if value is None else readable(value)
+    return value if found is None else found.copy()

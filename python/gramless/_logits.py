@@ -35,7 +35,7 @@ class LogitState:
     lse2 : float64 array of shape (N',)
         ln sum exp 2 z.
     top : int64 array of shape (N',)
-        Label of the largest logit, the lowest one among equals.
+        Label of the largest logit, the lowest one among equals; of rows that are NaN any label.
     top_logit : float64 array of shape (N',)
         The largest logit.
     target : float64 array of shape (N',)
@@ -141,7 +141,7 @@ class LogitPairState:
     delta_abs, delta_max : float64 array of shape (N',)
         Sum and maximum over labels of abs(delta).
     top_p, top_q : int64 array of shape (N',)
-        Labels of the largest logits, the lowest ones among equals.
+        Labels of the largest logits, the lowest ones among equals; of rows that are NaN any label.
     top_logit_p, top_logit_q : float64 array of shape (N',)
         The largest logits.
     target_p, target_q : float64 array of shape (N',)

@@ -93,13 +93,15 @@ class PairsOnTheWay:
         """
         arrays = {f"{kind}{of.number}": a for of in heads for kind, a in (("h", of.h), ("w", of.w)) if a is not None}
         given = {name: a for name, a in (("mask", mask), ("targets", targets)) if _checks.gpu_of(a)}
-        waiting = [None if not given or _checks.gpu_of(a) else a for a in (mask, targets)]
         _checks.same_device(options.function, arrays | given)
         _dispatch.resolve("logit_pairs", options.backend, arrays=arrays, precision=options.precision)
         device = _device.tensor(heads[0].h).device
         _refuse_capture(options.function, device)
         judge = _judged_by_shape if given else _judged
         kept, aims = judge(options, heads, mask, targets)
+        # copies: what the caller writes to them next is of another batch
+        host = (None if not given or a is None or _checks.gpu_of(a) else readable(a) for a in (mask, targets))
+        waiting = [None if a is None else a.copy() for a in host]
         rows = None if kept is None or kept.all() else np.flatnonzero(kept)
         shapes = [_without_values(of, biased=bool(given)) for of in heads]
         sent = _Sent(about, options, (shapes[0], shapes[1]), 0, rows, bool(given), *waiting)

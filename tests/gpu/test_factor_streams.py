@@ -157,6 +157,13 @@ class TestStream:
         none.load_state_dict(none.state_dict())
         assert none.n == 0
 
+    def test_a_mask_may_be_read_only(self, gpu_backend: Backend) -> None:
+        h1, w1, h2, w2 = models(50, 7, 5, 12)
+        pair, mask = gl.UnembeddingPair(w1, w2), np.arange(12) % 3 > 0
+        mask.flags.writeable = False
+        made = stream_of(pair).update(*there(h1, h2), mask=mask)
+        assert_same_result(made.finalize(), gl.LogitDistance(pair).update(h1, h2, mask=mask).finalize())
+
     def test_runs_agree_to_the_bit(self, gpu_backend: Backend) -> None:
         h1, w1, h2, w2 = models(300, 9, 7, 140, "fp32")
         pair = gl.UnembeddingPair(w1, w2)

@@ -46,6 +46,28 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     late_batches.say_that_tensors_are_on_a_gpu(monkeypatch)
 
 
+class TestReusedArrays:
+    """What a caller writes to host arrays after an update is of the next one."""
+
+    @pytest.mark.parametrize("late", ["mask", "targets"])
+    def test_mask_and_targets(self, on_gpu: None, defined: None, late: str) -> None:
+        given: dict[str, np.ndarray] = {"mask": MASK.copy(), "targets": np.where(TARGETS < 0, -100, TARGETS)}
+        want = gl.compare_logits(*MODELS, **given, ignore_index=-100)
+        told = given | {late: device.tensor(given[late])}
+        made = stream(ignore_index=-100).update(*tensors(H1, H2), **told)
+        given["mask"][:], given["targets"][:] = False, V
+        assert_same(made.finalize(), want)
+
+    @pytest.mark.parametrize("name", ["b1", "b2", "labels"])
+    def test_what_a_stream_of_logits_is_made_with(self, name: str) -> None:
+        logits = [h @ w.T for h, w in ((H1, W1), (H2, W2))]
+        given = np.arange(3, 20) if name == "labels" else W1[:, 0].copy()
+        want = gl.LogitPairs(**{name: given.copy()}).update(*logits).finalize()
+        made = gl.LogitPairs(**{name: given})
+        given[:] = given[::-1] + 1
+        assert_same(made.update(*logits).finalize(), want)
+
+
 class TestValues:
     """The kernel itself, in a few batches."""
 

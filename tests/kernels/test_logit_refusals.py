@@ -35,9 +35,10 @@ class TestNonfinite:
         arrays = dict(zip(logits.ARRAYS, logits.INTEGERS.inputs("fp32").arrays, strict=True))
         arrays[name] = arrays[name].copy()
         arrays[name][7, 1] = np.nan
-        got = logits.flat(backend.logit_pairs(*arrays.values(), divergences=True, nonfinite="propagate"))
+        told = {"divergences": True, "nonfinite": "propagate", "targets": np.zeros(len(arrays["h1"]), int)}
+        got = logits.flat(backend.logit_pairs(*arrays.values(), **told))
         side = "p" if name == "h1" else "q"
-        own = [f"{key}_{side}" for key in ("lse", "mean", "top_logit")]
+        own = [f"{key}_{side}" for key in ("lse", "mean", "top_logit", "target")]
         shared = ["delta_p", "delta_q", "delta_mean", "delta_square", "delta_abs", "delta_max", "js", "tv"]
         for key in own + shared:
             np.testing.assert_array_equal(np.isnan(got[key]), np.arange(len(arrays["h1"])) == 7, err_msg=key)
@@ -61,6 +62,12 @@ class TestNonfinite:
                     call(h1, w1, h2, w2, **given)
             with pytest.raises(ValueError, match="although the input is finite; scale it down"):
                 call(*large, **given)
+
+    @pytest.mark.parametrize("size", [1e160, 1e300])
+    def test_squares_overflow(self, backend: Backend, size: float) -> None:
+        z1, z2 = np.array([[size, 0, 1]]), np.array([[0, 0.5, size]])
+        with pytest.raises(ValueError, match="logit_pairs: logits overflow although the input is finite"):
+            backend.logit_pairs(z1, None, z2, None)
 
     def test_row_without_a_label(self, backend: Backend) -> None:
         z1, z2 = np.zeros((5, 9)), np.zeros((5, 9))

@@ -108,7 +108,11 @@ class Session:
         if not self.divergences:
             return whole
         found = gather(self.together(lambda: mine.shares(part, whole)), self.group)
-        sums: dict[str, Any] = {name: functools.reduce(np.add, [one[name] for one in found]) for name in ("js", "tv")}
+        # of a row without a label in a model, its slices know nothing
+        lost = np.isnan(whole.lse_p + whole.lse_q)
+        sums: dict[str, Any] = {}
+        for name in ("js", "tv"):
+            sums[name] = np.where(lost, np.nan, functools.reduce(np.add, [one[name] for one in found]))
         return replace(whole, **sums)
 
     def merged(self, mine: StateT, part: Slice) -> StateT:
@@ -138,7 +142,7 @@ class Session:
         blank: dict[str, Any] = {
             name: np.where(lost, np.nan, getattr(whole, name)) for name in names if name not in kept
         }
-        return replace(whole, **blank)
+        return replace(whole, **blank, counted=np.where(lost, whole.labels, whole.counted))
 
 
 def _spread_nan(whole: LogitPairState) -> LogitPairState:

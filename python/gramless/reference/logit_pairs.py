@@ -64,6 +64,8 @@ def logit_pairs(
         "delta_abs": np.sum(np.abs(delta), axis=1),
         "delta_max": np.max(np.abs(delta), axis=1),
     }
+    if nonfinite == "raise" and not (np.isfinite(sums["delta_square"]) | endless).all():
+        raise ValueError("logit_pairs: logits overflow although the input is finite; scale it down")
     nothing = np.full(len(rows), np.nan)
     js, tv = _divergences(z1, z2, lse_p, lse_q) if divergences else (nothing, nothing.copy())
     return {
