@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import gramless as gl
-from gramless import ops
+from gramless import _dispatch, ops
 from gramless._triton import _gram_error, _gram_plan, _gram_tile, _launch
 from gramless._triton import gram_sums as kernel
 from support import backends, bounds, cases, device, gpu_bounds, grams
@@ -256,7 +256,7 @@ class TestBlocks:
         grams.assert_arrays(got, x, y, name)
 
     def test_block_rows_bound_the_bytes(self) -> None:
-        for precision in _launch.PRECISIONS:
+        for precision in _dispatch.PRECISIONS:
             for p, q in ((1, 0), (512, 512), (4096, 4096), (100_000, 100_000)):
                 for bandwidths in (1, 10):
                     rows = kernel.default_block_rows(p, q, precision, bandwidths)
