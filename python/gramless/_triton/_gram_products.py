@@ -3,7 +3,7 @@
 products[x, y] = sum over i < j of (k_ij - a) (l_ij - b), rows[x, i] = sum over j != i of k_ij, a and b the means of k
 and l: HSIC_1 does not change when a constant is taken off, but for its rounding.
 Cost: l1 l2 m multiply-adds for m pairs of rows, half for layers of one model, 70 Mflop for 32 x 32 layers of 256 rows,
-and l m for squares; values are read once for each block of layers and once more, 17 MB from the cache: 4 us on an H200.
+and l m for squares; values are read once for each block of layers and once more, 17 MB from the cache.
 Parts of the pairs of rows are partials.
 Numerics: float64, of values in float32 or float64. Of a batch that goes by bands of rows, all sums are carried on from
 band to band, and a and b are the means of the first.

@@ -3,8 +3,8 @@
 values (l, m) hold k(x_i, x_j), i < j, row by row, of rows less a sampled centre; k is as in `reference.gram_sums`.
 Cost: n^2 sum p flops, three times that for "high" of float32. Centres read 7 rows. Products read the rows of a tile of
 B rows once for each tile beside it, twice at n = 2 B, and write B^2 numbers for each layer, tile and 1024 features,
-which values read once. 64 layers of 256 x 4096 bfloat16: 134 MB are 31 us on an H200, 26 Gflop 33 us, twice that read
-from the cache 50 us, 50 MB of parts 12 us each way at most.
+which values read once. By arithmetic, not measured, 64 layers of 256 x 4096 bfloat16 on an H200: 134 MB are 31 us,
+26 Gflop 33 us, twice that read from the cache 50 us, 50 MB of parts 12 us each way at most.
 Numerics: 16-bit rows take one product in their own type. The centre of a feature is one of its values where all sampled
 ones are near it, so that x - c is exact within a factor of 2 of c, and else 0; where it is not exact it is off by half
 a unit in the last place of x, c or x - c. float32 takes bfloat16 planes, one for "fast", two for "high"; "exact" takes
