@@ -11,8 +11,6 @@ import pytest
 import torch
 
 import gramless as gl
-from gramless import _checks, _device
-from gramless._triton import _launch
 from support import bounds, device, gpu_bounds
 from support.backends import Backend
 from support.factors import BACKEND, PRECISIONS
@@ -240,23 +238,6 @@ class TestFaults:
             gl.LogitDistance(pair, precision="low")
         with pytest.raises(ValueError, match=r"^LogitDistance: expected backend to be one of"):
             gl.LogitDistance(pair, backend="gpu")
-
-
-WAITS = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__float__", "__int__", "__index__")
-
-
-@pytest.fixture
-def forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No tensor may be looked at, and all of them are said to be on a GPU; kernels leave what they find."""
-
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("an update has waited for the device")
-
-    monkeypatch.setattr(_launch, "launch", lambda *_, **__: None)
-    for module in (_checks, _device):
-        monkeypatch.setattr(module, "gpu_of", lambda a: "cuda:0" if isinstance(a, torch.Tensor) else "")
-    for name in WAITS:
-        monkeypatch.setattr(torch.Tensor, name, refuse)
 
 
 class TestNoUpdateWaits:

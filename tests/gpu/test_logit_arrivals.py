@@ -14,8 +14,7 @@ import torch
 import gramless as gl
 from gramless import _arrivals, logit_ops
 from gramless._arrivals import Arrivals
-from gramless._triton import _launch
-from support import bounds, contract, device, late_batches
+from support import bounds, contract, device
 from support.late_batches import (
     BACKEND,
     BATCHES,
@@ -35,18 +34,6 @@ from support.late_batches import (
 )
 from test_accumulators import logit_pairs_subject, pair_rows
 from test_distributed import launch
-
-
-@pytest.fixture
-def defined(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The definition in place of the kernel."""
-    monkeypatch.setattr(logit_ops, "unread_logit_pairs", late_batches.by_definition)
-
-
-@pytest.fixture
-def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All tensors are said to be on a GPU, and all arrays of NumPy on the host."""
-    late_batches.say_that_tensors_are_on_a_gpu(monkeypatch)
 
 
 class TestPending:
@@ -176,30 +163,21 @@ class TestArrivals:
         assert [event.waited for event in events] == [True, True, True, False, False]
 
 
-WAITS = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__float__", "__int__", "__index__")
-
-
 @pytest.fixture
-def forbidden(on_gpu: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[gl.LogitPairs]:
-    """No tensor may be looked at; kernels leave what they find."""
-
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("an update has waited for the device")
-
-    monkeypatch.setattr(_launch, "launch", lambda *_, **__: None)
+def untold(on_gpu: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[gl.LogitPairs]:
+    """A stream of which nothing comes; from then on no tensor may be looked at."""
     monkeypatch.setattr(Arrivals, "_has_come", lambda _: False)
     made = stream()
     with monkeypatch.context() as patch:
-        for name in WAITS:
-            patch.setattr(torch.Tensor, name, refuse)
+        device.forbid_looks(patch)
         yield made
 
 
 class TestNoUpdateWaits:
     @pytest.mark.parametrize("kinds", [("int64", "bool"), ("int32", None), (None, "bool"), (None, None)], ids=str)
     @pytest.mark.parametrize("here", [True, False])
-    def test_update(self, forbidden: gl.LogitPairs, kinds: tuple[Any, Any], here: bool) -> None:
-        made, arrays = forbidden, tensors(np.ones((N, 9)), np.ones((N, 6)))
+    def test_update(self, untold: gl.LogitPairs, kinds: tuple[Any, Any], here: bool) -> None:
+        made, arrays = untold, tensors(np.ones((N, 9)), np.ones((N, 6)))
         targets, mask = kinds
         given: dict[str, Any] = {"targets": targets and np.zeros(N, targets), "mask": mask and np.arange(N) > 5}
         if not here:

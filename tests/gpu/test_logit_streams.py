@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 import gramless as gl
-from gramless import logit_ops
-from support import bounds, device, late_batches
+from support import bounds, device
 from support.late_batches import (
     BACKEND,
     BATCHES,
@@ -32,18 +31,6 @@ from support.late_batches import (
     stream,
     tensors,
 )
-
-
-@pytest.fixture
-def defined(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The definition in place of the kernel."""
-    monkeypatch.setattr(logit_ops, "unread_logit_pairs", late_batches.by_definition)
-
-
-@pytest.fixture
-def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All tensors are said to be on a GPU, and all arrays of NumPy on the host."""
-    late_batches.say_that_tensors_are_on_a_gpu(monkeypatch)
 
 
 class TestReusedArrays:

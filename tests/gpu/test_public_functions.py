@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import gramless as gl
-from gramless import _checks, _device
+from gramless import _checks
 from gramless._triton import _launch
 from support import bounds, cases, device, memory
 
@@ -228,23 +228,6 @@ except RuntimeError as error:
         monkeypatch.setattr(_checks, "gpu_of", lambda _: "cuda:0")
         with pytest.raises(RuntimeError, match=f"backend='{backend}' reads host memory, .* on cuda:0"):
             gl.moments(*arrays, backend=backend)
-
-
-WAITS = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__float__", "__int__", "__index__")
-
-
-@pytest.fixture
-def forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No tensor may be looked at, and all of them are said to be on a GPU; kernels leave what they find."""
-
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("an update has waited for the device")
-
-    monkeypatch.setattr(_launch, "launch", lambda *_, **__: None)
-    monkeypatch.setattr(_checks, "gpu_of", lambda a: "cuda:0" if isinstance(a, torch.Tensor) else "")
-    monkeypatch.setattr(_device, "gpu_of", _checks.gpu_of)
-    for name in WAITS:
-        monkeypatch.setattr(torch.Tensor, name, refuse)
 
 
 class TestNoUpdateWaits:

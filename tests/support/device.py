@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 # loads of 16 bytes, which an odd offset of a slice must not make faults of
 _ALIGNMENT = 16
@@ -111,6 +112,36 @@ def to_host(value: object) -> object:
     if not isinstance(value, torch.Tensor):
         return value
     return value.cpu().numpy() if value.ndim else value.item()
+
+
+# methods of a tensor that wait for its values
+_LOOKS = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__float__", "__int__", "__index__")
+
+
+def say_that_tensors_are_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let all tensors be said to be on a GPU, and all arrays of NumPy on the host, as they are where there is one."""
+    if label() == "cuda":
+        return
+    import torch
+
+    from gramless import _checks, _device
+
+    for module in (_checks, _device):
+        monkeypatch.setattr(module, "gpu_of", lambda a: "cuda:0" if isinstance(a, torch.Tensor) else "")
+
+
+def forbid_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse every look at a tensor, as what would wait for the device; kernels leave what they find."""
+    import torch
+
+    from gramless._triton import _launch
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("something has waited for the device")
+
+    monkeypatch.setattr(_launch, "launch", lambda *_, **__: None)
+    for name in _LOOKS:
+        monkeypatch.setattr(torch.Tensor, name, refuse)
 
 
 def _on_device(argument: object) -> object:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 
 import gramless as gl
-from gramless import _checks, _device
 from gramless.reference import logit_pairs as definition
 from support import bounds, device
 
@@ -65,14 +63,6 @@ def on_host(batches: Any = BATCHES, **options: Any) -> gl.LogitPairs:
     for rows in batches:
         made.update(H1[rows], H2[rows], targets=TARGETS[rows])
     return made
-
-
-def say_that_tensors_are_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let all tensors be said to be on a GPU, and all arrays of NumPy on the host, as they are where there is one."""
-    if device.label() == "cuda":
-        return
-    monkeypatch.setattr(_checks, "gpu_of", lambda a: "cuda:0" if isinstance(a, torch.Tensor) else "")
-    monkeypatch.setattr(_device, "gpu_of", _checks.gpu_of)
 
 
 def spoiled(array: np.ndarray, row: int, value: float = np.nan) -> np.ndarray:
