@@ -189,7 +189,7 @@ IMPORT_TABLE = {
         "numpy",
     ),
     "_unread_pairs": floor(
-        "logit_ops _arrivals _logit_checks _logits _device _checks _arrays _dispatch", "numpy", "torch"
+        "logit_ops _arrivals _logit_faults _logit_checks _logits _device _checks _arrays _dispatch", "numpy", "torch"
     ),
     "_arrivals": floor("", "numpy", "torch"),
     "_comparison": floor("_row_values", "numpy"),
@@ -203,7 +203,7 @@ IMPORT_TABLE = {
         "_device_weights _device_rows _factors _pair_files _logit_checks _states _device _checks _dispatch", "numpy"
     ),
     "_device_weights": floor("_factors _device _checks _dispatch", "numpy", "torch"),
-    "_device_rows": floor("_arrivals _logit_checks _device _checks _dispatch", "numpy", "torch"),
+    "_device_rows": floor("_logit_checks _device _checks _dispatch", "numpy", "torch"),
     "_pair_files": floor("_factors _checks", "numpy", "safetensors"),
     "_reflections": floor("", "numpy", "scipy"),
     "_factors": floor("ops _reflections _logit_checks _progress _states _checks _dispatch", "numpy", "torch scipy"),

@@ -115,15 +115,6 @@ class Arrivals:
         return {name: _values(row, kind) for (name, kind), row in rows}, batch.about
 
 
-def to_device(values: NDArray[Any], device: torch.device) -> torch.Tensor:
-    """Return an array on a device without a wait for it: a copy out of memory that is not pinned would be one."""
-    import torch
-
-    # torch warns of arrays that it may not write to
-    made = torch.from_numpy(values if values.flags.writeable else values.copy())
-    return made if device.type == "cpu" else made.pin_memory().to(device, non_blocking=True)
-
-
 def _bits(torch: Any, value: torch.Tensor) -> torch.Tensor:
     wide = value.to(torch.float64 if value.dtype.is_floating_point else torch.int64)
     return wide.view(torch.int64)

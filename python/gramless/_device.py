@@ -63,6 +63,12 @@ def tensor(x: Array) -> torch.Tensor:
     return torch.from_numpy(array)
 
 
+def sent(values: NDArray[Any], device: torch.device) -> torch.Tensor:
+    """Return an array on a device without a wait for it: a copy out of memory that is not pinned would be one."""
+    made = tensor(values)
+    return made if device.type == "cpu" else made.pin_memory().to(device, non_blocking=True)
+
+
 def beside(pivot: Any, x: torch.Tensor) -> torch.Tensor | None:
     """Return a pivot on the device of an array; one that is there already is taken as it is, without a wait."""
     import torch

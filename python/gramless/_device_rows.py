@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _checks, _device, _dispatch, _logit_checks
-from ._arrivals import to_device
 from ._checks import Array
 
 if TYPE_CHECKING:
@@ -130,7 +129,7 @@ def _counted(function: str, arrays: Mapping[str, Array], mask: Any, beside: torc
         return None
     n = int(beside.shape[0])
     if not _checks.gpu_of(mask):
-        return to_device(_logit_checks.row_mask(function, mask, n), beside.device)
+        return _device.sent(_logit_checks.row_mask(function, mask, n), beside.device)
     _checks.same_device(function, {"h1": arrays["h1"], "mask": mask})
     if str(mask.dtype) != "torch.bool":
         raise TypeError(

@@ -26,7 +26,7 @@ def factor_on_gpu(columns: Columns, backend: str) -> Factor:
     module, weights = _brought(columns, backend)
     # queued before anything waits
     marks = _marks(columns, weights)
-    pivot = weights.pivot(_sent(columns.sampled(), weights.w1))
+    pivot = weights.pivot(_device.sent(columns.sampled(), weights.w1.device))
     if columns.count <= columns.width:
         matrix, method = module.by_rows(weights, pivot), "rows"
         finite = bool(torch.isfinite(matrix).all())
@@ -60,24 +60,18 @@ def _brought(columns: Columns, backend: str) -> tuple[Any, Any]:
     where = _checks.gpu_of(columns.w1)
     module = _dispatch.gpu_module(columns.function, backend, where, "_factor_weights")
     w1, w2 = _device.tensor(columns.w1), _device.tensor(columns.w2)
-    index = None if columns.index is None else _sent(columns.index, w1)
+    index = None if columns.index is None else _device.sent(columns.index, w1.device)
     bias = None
     if columns.biases is not None:
         with np.errstate(over="ignore"):
-            bias = _sent(columns.biases[0] - columns.biases[1], w1)
+            bias = _device.sent(columns.biases[0] - columns.biases[1], w1.device)
     return module, module.Weights(w1, w2, index, bias)
-
-
-def _sent(array: Any, beside: Any) -> Any:
-    """Return an array of the host on the device of a tensor."""
-    import torch
-
-    return torch.as_tensor(array, device=beside.device)
 
 
 def _marks(columns: Columns, weights: Any) -> Any:
     """Return the marks of all rows, on the device."""
-    return weights.marks(*(_sent(_factors.keys(w).view(np.int64), weights.w1) for w in (columns.w1, columns.w2)))
+    keys = (_factors.keys(w).view(np.int64) for w in (columns.w1, columns.w2))
+    return weights.marks(*(_device.sent(one, weights.w1.device) for one in keys))
 
 
 def _digest(columns: Columns, marks: Any) -> str:

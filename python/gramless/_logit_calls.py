@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from . import _checks, _device, _dispatch, _logit_faults
-from ._checks import Array
 from ._logit_checks import Choice, Head
 
 
@@ -48,16 +47,6 @@ def _on_gpu(
     if nonfinite == "raise":
         _logit_faults.refuse(function, models, chosen, flat)
     return flat
-
-
-def arrays(*models: Head) -> dict[str, Array]:
-    """Return the arrays of models by their names."""
-    return {
-        f"{name}{model.number}": array
-        for model in models
-        for name, array in (("h", model.h), ("w", model.w))
-        if array is not None
-    }
 
 
 def _blame_temperature(error: ValueError, call: Callable[..., Any], temperature: float) -> ValueError:

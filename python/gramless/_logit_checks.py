@@ -112,6 +112,12 @@ def pair(function: str, first: Head, second: Head) -> None:
         )
 
 
+def named(*heads: Head) -> dict[str, Array]:
+    """Return the arrays of models by their names, but for unembeddings that there are none of."""
+    given = [(f"{name}{of.number}", array) for of in heads for name, array in (("h", of.h), ("w", of.w))]
+    return {name: array for name, array in given if array is not None}
+
+
 def labels_of(function: str, heads: Sequence[Head], labels: Any) -> tuple[NDArray[np.int64] | None, NDArray[np.bool_]]:
     """Return the labels that count, in order, None for all; and which of all labels (V,) they are."""
     chosen = None if labels is None else _labels(function, labels, heads[0].labels)

@@ -33,11 +33,16 @@ def refuse(function: str, models: Sequence[Head], chosen: Choice, flat: Mapping[
     for model, side in zip(models, sides, strict=True):
         if np.isnan(flat.get(f"lse{side}", 0.0)).any():
             raise _fault(function, models, [model], chosen) or _overflow(function)
+    refuse_overflow(function, flat)
+    if "lse_p" not in flat and np.isnan(flat.get("js", 0.0)).any():
+        raise _fault(function, models, models, chosen) or _overflow(function)
+
+
+def refuse_overflow(function: str, flat: Mapping[str, Any]) -> None:
+    """Refuse squares that overflow; where a label is masked in one model only, they are infinite."""
     endless = np.isinf(flat.get("delta_max", 0.0))
     if not (np.isfinite(flat.get("delta_square", 0.0)) | endless).all():
         raise _overflow(function)
-    if "lse_p" not in flat and np.isnan(flat.get("js", 0.0)).any():
-        raise _fault(function, models, models, chosen) or _overflow(function)
 
 
 def _overflow(function: str) -> ValueError:

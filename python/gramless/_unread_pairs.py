@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _checks, _device, _dispatch, _logit_checks, logit_ops
+from . import _checks, _device, _dispatch, _logit_checks, _logit_faults, logit_ops
 from ._arrays import readable
-from ._arrivals import Arrivals, Flat, to_device
+from ._arrivals import Arrivals, Flat
 from ._logit_checks import NO_TARGET, Head
 from ._logits import LogitPairState
 
@@ -32,6 +32,12 @@ class Options:
     nonfinite: str
     precision: str
     backend: str
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """What `logit_pairs` is told of any rows, but for what values that are not finite do."""
+        names = ("labels", "temperature", "divergences", "workspace", "precision", "backend")
+        return {name: getattr(self, name) for name in names}
 
 
 class _Sent(NamedTuple):
@@ -91,7 +97,7 @@ class PairsOnTheWay:
         RuntimeError
             If arrays are on different devices, the backend is missing, or a CUDA graph is captured.
         """
-        arrays = {f"{kind}{of.number}": a for of in heads for kind, a in (("h", of.h), ("w", of.w)) if a is not None}
+        arrays = _logit_checks.named(*heads)
         given = {name: a for name, a in (("mask", mask), ("targets", targets)) if _checks.gpu_of(a)}
         _checks.same_device(options.function, arrays | given)
         _dispatch.resolve("logit_pairs", options.backend, arrays=arrays, precision=options.precision)
@@ -107,23 +113,11 @@ class PairsOnTheWay:
         sent = _Sent(about, options, (shapes[0], shapes[1]), 0, rows, bool(given), *waiting)
         if not (shapes[0].h.shape[0] if rows is None else len(rows)):
             return
-        index = None if rows is None else to_device(rows, device)
+        index = None if rows is None else _device.sent(rows, device)
         first, second = (_launched(of, index) for of in heads)
         if aims is not None:
-            aims = _chosen(aims if _checks.is_torch(aims) else to_device(aims, device), index)
-        flat = dict(
-            logit_ops.unread_logit_pairs(
-                first,
-                second,
-                labels=options.labels,
-                targets=aims,
-                temperature=options.temperature,
-                divergences=options.divergences,
-                workspace=options.workspace,
-                precision=options.precision,
-                backend=options.backend,
-            )
-        )
+            aims = _chosen(aims if _checks.is_torch(aims) else _device.sent(aims, device), index)
+        flat = dict(logit_ops.unread_logit_pairs(first, second, targets=aims, **options.keywords))
         labels = int(flat.pop("labels"))
         if expected not in (0, labels):
             raise ValueError(f"{options.function}: expected {expected} labels, as before, got {labels}")
@@ -259,9 +253,8 @@ def _state(flat: Flat, sent: _Sent) -> LogitPairState:
         finite = flat.pop(f"finite{of.number}", None)
         if finite is not None:
             _refuse_nonfinite(sent.options.function, of, np.isnan(flat[lse]), finite, rows)
-    endless = np.isinf(flat["delta_max"])
-    if sent.options.nonfinite == "raise" and not (np.isfinite(flat["delta_square"]) | endless).all():
-        raise ValueError(f"{sent.options.function}: logits overflow although the input is finite; scale it down")
+    if sent.options.nonfinite == "raise":
+        _logit_faults.refuse_overflow(sent.options.function, flat)
     options = {"temperature": sent.options.temperature, "softcap1": first.softcap, "softcap2": second.softcap}
     fields: dict[str, Any] = {**flat, "labels": sent.labels, **options}
     return LogitPairState(**fields)

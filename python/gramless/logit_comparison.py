@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from . import _checks, _logit_checks, ops
 from ._arrays import readable
@@ -16,7 +17,7 @@ from ._checks import Array
 from ._comparison import LogitComparison as LogitComparison
 from ._device import is_asked_for
 from ._dispatch import PRECISIONS, check_backend
-from ._logit_checks import Choice, Head
+from ._logit_checks import Head
 from ._logits import LogitPairState
 from ._progress import watched
 from ._row_values import RowTable, check_state
@@ -181,15 +182,13 @@ def compare_logits(
     heat = _checks.above_zero(function, "temperature", temperature)
     if workspace is not None:
         _checks.positive(function, "workspace", workspace)
-    arrays = {f"{name}{of.number}": a for of in (first, second) for name, a in (("h", of.h), ("w", of.w))}
-    on_gpu = is_asked_for(arrays, backend)
+    on_gpu = is_asked_for(_logit_checks.named(first, second), backend)
     row_bytes, width = (sum(measure(of) for of in (first, second)) for measure in (_row_bytes, _width))
-    batches = _Batches(
+    options = Options(
         function,
-        (first, second),
-        chosen,
-        None if targets is None else readable(targets),
-        batch_rows or (rows_on_gpu(row_bytes) if on_gpu else rows_at_a_time(first.labels, width, row_bytes)),
+        # rows to be ignored are no longer in the mask
+        ignore_index=None,
+        labels=chosen.labels,
         temperature=heat,
         divergences=divergences,
         workspace=workspace,
@@ -197,6 +196,9 @@ def compare_logits(
         precision=precision,
         backend=backend,
     )
+    size = batch_rows or (rows_on_gpu(row_bytes) if on_gpu else rows_at_a_time(first.labels, width, row_bytes))
+    targets = None if targets is None else readable(targets)
+    batches = _Batches((first, second), chosen.mask, targets, size, options)
     starts = watched(range(0, n, batches.size), "batches of rows", shown=progress and n > batches.size)
     states = batches.on_gpu(starts) if on_gpu else batches.on_host(starts)
     tables = (RowTable.of(function, state, divergences=divergences, keep=rows) for state in states)
@@ -239,32 +241,23 @@ def rows_on_gpu(row_bytes: int) -> int:
 class _Batches:
     """Rows of two checked models in batches, and how to compute them."""
 
-    function: str
     heads: tuple[Head, Head]
-    chosen: Choice
+    mask: NDArray[np.bool_] | None
     targets: Any
     size: int
-    temperature: float
-    divergences: bool
-    workspace: int | None
-    nonfinite: str
-    precision: str
-    backend: str
+    options: Options
 
     def on_host(self, starts: Iterable[int]) -> Iterator[LogitPairState]:
         """Yield the state of each batch in which rows count, given their first rows."""
         for start in starts:
-            if self.chosen.mask is None or self.chosen.mask[start : start + self.size].any():
+            if self.mask is None or self.mask[start : start + self.size].any():
                 yield self._state(start)
 
     def on_gpu(self, starts: Iterable[int]) -> Iterator[LogitPairState]:
         """Yield the same of a GPU, which is given the next batches before those are waited for."""
-        named = {field.name: getattr(self, field.name) for field in fields(Options) if hasattr(self, field.name)}
-        options = Options(**named, labels=self.chosen.labels, ignore_index=None)
         on_the_way = PairsOnTheWay()
         for start in starts:
-            (first, second), mask, targets = self._rows(start)
-            on_the_way.launch(options, (first, second), mask, targets, start)
+            on_the_way.launch(self.options, *self._rows(start), start)
             yield from map(self._judged, on_the_way.arrived())
         yield from map(self._judged, on_the_way.all())
 
@@ -273,14 +266,14 @@ class _Batches:
         if isinstance(found, ValueError):
             # computed again, it is told in more detail
             self._state(start)
-            raise _numbered(self.function, found, start)
+            raise _numbered(self.options.function, found, start)
         return found
 
     def _rows(self, start: int) -> tuple[tuple[Head, Head], Any, Any]:
         """Return models, mask and targets of a batch."""
         batch = slice(start, start + self.size)
         first, second = (replace(of, h=of.h[batch]) for of in self.heads)
-        mask, targets = (None if rows is None else rows[batch] for rows in (self.chosen.mask, self.targets))
+        mask, targets = (None if rows is None else rows[batch] for rows in (self.mask, self.targets))
         return (first, second), mask, targets
 
     def _state(self, start: int) -> LogitPairState:
@@ -293,20 +286,15 @@ class _Batches:
                 second.w,
                 b1=first.b,
                 b2=second.b,
-                labels=self.chosen.labels,
                 mask=mask,
                 targets=targets,
-                temperature=self.temperature,
                 softcap1=first.softcap,
                 softcap2=second.softcap,
-                divergences=self.divergences,
-                workspace=self.workspace,
-                nonfinite=self.nonfinite,
-                precision=self.precision,
-                backend=self.backend,
+                nonfinite=self.options.nonfinite,
+                **self.options.keywords,
             )
         except (TypeError, ValueError) as error:
-            raise _numbered(self.function, error, start) from None
+            raise _numbered(self.options.function, error, start) from None
 
 
 def _width(of: Head) -> int:

@@ -201,9 +201,7 @@ def logit_distance(
         else:
             count = first.labels if chosen.labels is None else len(chosen.labels)
             path = plan(chosen.n, count, int(w1.shape[1]) + int(w2.shape[1])).path if method == "auto" else method
-        arrays = {
-            f"{k}{of.number}": a for of in (first, second) for k, a in (("h", of.h), ("w", of.w)) if a is not None
-        }
+        arrays = _logit_checks.named(first, second)
         _checks.same_device(function, arrays)
         if path == "factor":
             made = UnembeddingPair._of(function, w1, w2, b1, b2, labels, backend)

@@ -102,7 +102,7 @@ def logsumexp(
     chosen = _logit_checks.choice(function, [model], labels, mask, targets)
     flat = _logit_calls.run(
         function,
-        _dispatch.resolve(function, backend, arrays=_logit_calls.arrays(model), precision=precision),
+        _dispatch.resolve(function, backend, arrays=_logit_checks.named(model), precision=precision),
         [model],
         chosen,
         [],
@@ -224,7 +224,7 @@ def logit_pairs(
     chosen = _logit_checks.choice(function, [first, second], labels, mask, targets)
     flat = _logit_calls.run(
         function,
-        _dispatch.resolve(function, backend, arrays=_logit_calls.arrays(first, second), precision=precision),
+        _dispatch.resolve(function, backend, arrays=_logit_checks.named(first, second), precision=precision),
         [first, second],
         chosen,
         [],
@@ -314,7 +314,7 @@ def logit_divergences(
     return _logit_calls.run(
         function,
         _dispatch.resolve(
-            "logit_pairs", backend, function, arrays=_logit_calls.arrays(first, second), precision=precision
+            "logit_pairs", backend, function, arrays=_logit_checks.named(first, second), precision=precision
         ),
         [first, second],
         chosen,
@@ -354,7 +354,7 @@ def unread_logit_pairs(
     Rows that something not finite reaches are NaN. Targets (N,) are a tensor there; one that is no label that counts
     has the logit NaN.
     """
-    kernel = _dispatch.resolve("logit_pairs", backend, arrays=_logit_calls.arrays(first, second), precision=precision)
+    kernel = _dispatch.resolve("logit_pairs", backend, arrays=_logit_checks.named(first, second), precision=precision)
     arrays = [array for model in (first, second) for array in model.arrays(kernel.backend)]
     tensors = [None if array is None else _device.tensor(array) for array in arrays]
     return kernel.kernel(

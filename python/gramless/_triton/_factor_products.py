@@ -150,74 +150,29 @@ def _factor_product_kernel(
         upper_ptr += start * stride_upper
         lower_ptr += start * stride_lower
         factor_ptr += (j * BLOCK_J).to(tl.int64) * stride_factor
+        # of the planes of both, and of rows and columns in a tile of each
+        planes = (upper_ptr, lower_ptr, factor_ptr)
         offs_a = offs_i[:, None] * stride_upper + offs_k[None, :]
         offs_l = offs_i[:, None] * stride_lower + offs_k[None, :]
         offs_b = offs_k[:, None] + offs_j[None, :] * stride_factor
+        offs = (offs_a, offs_l, offs_b)
         total = tl.zeros((BLOCK_I, BLOCK_J), dtype=partials_ptr.dtype.element_ty)
         if FIRST == SECOND:
-            total = _columns(
-                total,
-                upper_ptr,
-                lower_ptr,
-                factor_ptr,
-                begin,
-                end,
-                offs_a,
-                offs_l,
-                offs_b,
-                stride_term,
-                FIRST,
-                TERMS,
-                STEPS,
-                BLOCK_K,
-            )
+            total = _columns(total, planes, offs, begin, end, stride_term, FIRST, TERMS, STEPS, BLOCK_K)
         else:
-            total = _columns(
-                total,
-                upper_ptr,
-                lower_ptr,
-                factor_ptr,
-                begin,
-                tl.minimum(end, split),
-                offs_a,
-                offs_l,
-                offs_b,
-                stride_term,
-                FIRST,
-                TERMS,
-                STEPS,
-                BLOCK_K,
-            )
-            total = _columns(
-                total,
-                upper_ptr,
-                lower_ptr,
-                factor_ptr,
-                tl.maximum(begin, split),
-                end,
-                offs_a,
-                offs_l,
-                offs_b,
-                stride_term,
-                SECOND,
-                TERMS,
-                STEPS,
-                BLOCK_K,
-            )
+            left, right = tl.minimum(end, split), tl.maximum(begin, split)
+            total = _columns(total, planes, offs, begin, left, stride_term, FIRST, TERMS, STEPS, BLOCK_K)
+            total = _columns(total, planes, offs, right, end, stride_term, SECOND, TERMS, STEPS, BLOCK_K)
         tl.store(partials_ptr + j.to(tl.int64) * rows + start + offs_i, tl.sum(total * total, axis=1))
 
 
 @triton.jit
 def _columns(
     total,
-    upper_ptr,
-    lower_ptr,
-    factor_ptr,
+    planes,
+    offs,
     begin,
     end,
-    offs_a,
-    offs_l,
-    offs_b,
     stride_term,
     LOWER: tl.constexpr,
     TERMS: tl.constexpr,
@@ -226,6 +181,7 @@ def _columns(
 ):
     """Add the products of some columns."""
     begin = tl.multiple_of(begin, _ALIGNED)
+    upper_ptr, lower_ptr, factor_ptr = planes
     upper_ptr += begin
     lower_ptr += begin
     factor_ptr += begin
@@ -233,14 +189,14 @@ def _columns(
         for block in range(begin, end, STEPS):
             acc = tl.zeros(total.shape, dtype=total.dtype)
             for _ in range(block, tl.minimum(block + STEPS, end), BLOCK_K):
-                acc = _step(upper_ptr, lower_ptr, factor_ptr, offs_a, offs_l, offs_b, stride_term, acc, LOWER, TERMS)
+                acc = _step((upper_ptr, lower_ptr, factor_ptr), offs, stride_term, acc, LOWER, TERMS)
                 upper_ptr += BLOCK_K
                 lower_ptr += BLOCK_K
                 factor_ptr += BLOCK_K
             total += acc
     else:
         for _ in range(begin, end, BLOCK_K):
-            total = _step(upper_ptr, lower_ptr, factor_ptr, offs_a, offs_l, offs_b, stride_term, total, LOWER, TERMS)
+            total = _step((upper_ptr, lower_ptr, factor_ptr), offs, stride_term, total, LOWER, TERMS)
             upper_ptr += BLOCK_K
             lower_ptr += BLOCK_K
             factor_ptr += BLOCK_K
@@ -248,19 +204,10 @@ def _columns(
 
 
 @triton.jit
-def _step(
-    upper_ptr,
-    lower_ptr,
-    factor_ptr,
-    offs_a,
-    offs_l,
-    offs_b,
-    stride_term,
-    acc,
-    LOWER: tl.constexpr,
-    TERMS: tl.constexpr,
-):
+def _step(planes, offs, stride_term, acc, LOWER: tl.constexpr, TERMS: tl.constexpr):
     """Add the products of BLOCK_K columns: of planes, all but that of the lower ones."""
+    upper_ptr, lower_ptr, factor_ptr = planes
+    offs_a, offs_l, offs_b = offs
     a_tile = tl.load(upper_ptr + offs_a)  # [BLOCK_I, BLOCK_K]
     b_tile = tl.load(factor_ptr + offs_b)  # [BLOCK_K, BLOCK_J]
     if LOWER == 2:

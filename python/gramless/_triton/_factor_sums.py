@@ -12,13 +12,12 @@ import triton
 import triton.language as tl
 
 from . import _launch
-from ._factor_pack import NO_ROW, Planes
+from ._factor_pack import Planes
 from ._launch import cdiv
 
 # numbers of a stream: rows, mean, sum of squares about it, rows whose rounding may matter, the most it may do, and the
 # first row of h1 and of h2 that is not finite
 NUMBERS = 7
-_NO_ROW = tl.constexpr(NO_ROW)
 
 
 def settle(

@@ -60,6 +60,9 @@ def _logit_divergences_kernel(
     local, source, mask_n = row_places(rows_ptr, first_row, rows, BLOCK_N)
     lse_p = tl.load(lse_p_ptr + first_row + local)
     lse_q = tl.load(lse_q_ptr + first_row + local)
+    head1 = (z1_ptr, stride_z1n, stride_z1v, b1_ptr, cap1_bits)
+    head2 = (z2_ptr, stride_z2n, stride_z2v, b2_ptr, cap2_bits)
+    chunk = (labels_ptr, local, source, first_label, scale_bits)
     begin = first_label + tl.program_id(1) * length
     end = tl.minimum(begin + length, first_label + labels)
     kind: tl.constexpr = tl.float64 if WIDE else tl.float32
@@ -68,41 +71,9 @@ def _logit_divergences_kernel(
     for start in range(begin, end, BLOCK_V):
         place = start + tl.arange(0, BLOCK_V)
         inside = place < end
-        z1, odd = read_logits(
-            z1_ptr,
-            stride_z1n,
-            stride_z1v,
-            b1_ptr,
-            labels_ptr,
-            source,
-            local,
-            place,
-            first_label,
-            inside,
-            cap1_bits,
-            scale_bits,
-            kind,
-            CAPPED1,
-            GIVEN1,
-        )  # [BLOCK_N, BLOCK_V]
+        z1, odd = read_logits(head1, chunk, place, inside, kind, CAPPED1, GIVEN1)  # [BLOCK_N, BLOCK_V]
         odd_rows = tl.maximum(odd_rows, any_of(odd))
-        z2, odd = read_logits(
-            z2_ptr,
-            stride_z2n,
-            stride_z2v,
-            b2_ptr,
-            labels_ptr,
-            source,
-            local,
-            place,
-            first_label,
-            inside,
-            cap2_bits,
-            scale_bits,
-            kind,
-            CAPPED2,
-            GIVEN2,
-        )
+        z2, odd = read_logits(head2, chunk, place, inside, kind, CAPPED2, GIVEN2)
         odd_rows = tl.maximum(odd_rows, any_of(odd))
         of_js, of_tv = divergence_terms(z1, z2, lse_p, lse_q)
         js += tl.sum(of_js, axis=1).to(tl.float64) / 4

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import triton
 
 from . import _launch, _logit_products
 from ._launch import WORKSPACE_BYTES, cdiv
@@ -217,7 +218,7 @@ class Pass:
 
     def reduce(self, kernel: Any, chunk: Chunk, partials: torch.Tensor, parts: int, out: torch.Tensor) -> None:
         """Launch a kernel that joins the parts of a chunk to what is before them, and with the last tells results."""
-        block = min(_BLOCK_N, _power(chunk.rows)) if _launch.interpreting() else 128
+        block = min(_BLOCK_N, triton.next_power_of_2(chunk.rows)) if _launch.interpreting() else 128
         _launch.launch(
             kernel,
             (cdiv(chunk.rows, block),),
@@ -237,11 +238,11 @@ class Pass:
         )
 
     def _block_n(self, rows: int) -> int:
-        return min(_BLOCK_N, _power(rows)) if _launch.interpreting() else 1
+        return min(_BLOCK_N, int(triton.next_power_of_2(rows))) if _launch.interpreting() else 1
 
     def _block_v(self, labels: int) -> int:
         if _launch.interpreting():
-            return min(_BLOCK_V, _power(labels))
+            return min(_BLOCK_V, int(triton.next_power_of_2(labels)))
         return _LABELS_WIDE if self.wide else _LABELS
 
     def _length(self, rows: int) -> int:
@@ -307,7 +308,3 @@ def _within(cap: float | None, *, wide: bool) -> float:
 
 def _bits(value: float) -> int:
     return int(np.float64(value).view(np.int64))
-
-
-def _power(count: int) -> int:
-    return max(1, 1 << (count - 1).bit_length())

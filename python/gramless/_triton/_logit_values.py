@@ -75,27 +75,20 @@ def tanh(x):
 
 
 @triton.jit
-def read_logits(
-    z_ptr,
-    stride_zn,
-    stride_zv,
-    b_ptr,
-    labels_ptr,
-    source,
-    local,
-    place,
-    first_label,
-    inside,
-    cap_bits,
-    scale_bits,
-    KIND: tl.constexpr,
-    CAPPED: tl.constexpr,
-    GIVEN: tl.constexpr,
-):  # (rows, labels), (V',), (V',), [BLOCK_N], [BLOCK_N], [BLOCK_V]
+def read_logits(head, chunk, place, inside, KIND: tl.constexpr, CAPPED: tl.constexpr, GIVEN: tl.constexpr):
     """Return logits of rows and of labels at some places, [BLOCK_N, BLOCK_V], as `logits_of`.
 
     Those that are given lie where their row and label say, products in the chunk, which has room for a whole tile more.
+
+    Parameters
+    ----------
+    head : tuple
+        Logits or products and their strides, biases of the labels that count, bits of the cap.
+    chunk : tuple
+        Labels that count, rows as `row_places` has them, the first place of the chunk, bits of the scale.
     """
+    z_ptr, stride_zn, stride_zv, b_ptr, cap_bits = head
+    labels_ptr, local, source, first_label, scale_bits = chunk
     if GIVEN:
         column = place.to(tl.int64)
         if labels_ptr is not None:

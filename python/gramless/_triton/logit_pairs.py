@@ -174,6 +174,9 @@ def _logit_pairs_sum_kernel(
     BLOCK_V: tl.constexpr,
 ):
     local, source, mask_n = row_places(rows_ptr, first_row, rows, BLOCK_N)
+    head1 = (z1_ptr, stride_z1n, stride_z1v, b1_ptr, cap1_bits)
+    head2 = (z2_ptr, stride_z2n, stride_z2v, b2_ptr, cap2_bits)
+    chunk = (labels_ptr, local, source, first_label, scale_bits)
     begin = first_label + tl.program_id(1) * length
     end = tl.minimum(begin + length, first_label + labels)
     kind: tl.constexpr = tl.float64 if WIDE else tl.float32
@@ -181,40 +184,8 @@ def _logit_pairs_sum_kernel(
     for start in range(begin, end, BLOCK_V):
         place = start + tl.arange(0, BLOCK_V)
         inside = place < end
-        z1, odd1 = read_logits(
-            z1_ptr,
-            stride_z1n,
-            stride_z1v,
-            b1_ptr,
-            labels_ptr,
-            source,
-            local,
-            place,
-            first_label,
-            inside,
-            cap1_bits,
-            scale_bits,
-            kind,
-            CAPPED1,
-            GIVEN1,
-        )  # [BLOCK_N, BLOCK_V]
-        z2, odd2 = read_logits(
-            z2_ptr,
-            stride_z2n,
-            stride_z2v,
-            b2_ptr,
-            labels_ptr,
-            source,
-            local,
-            place,
-            first_label,
-            inside,
-            cap2_bits,
-            scale_bits,
-            kind,
-            CAPPED2,
-            GIVEN2,
-        )
+        z1, odd1 = read_logits(head1, chunk, place, inside, kind, CAPPED1, GIVEN1)  # [BLOCK_N, BLOCK_V]
+        z2, odd2 = read_logits(head2, chunk, place, inside, kind, CAPPED2, GIVEN2)
         can1, can2 = z1 > float("-inf"), z2 > float("-inf")
         delta = tl.where(can1 & can2, z1 - z2, 0.0)
         beyond = ~(tl.abs(delta) < float("inf"))

@@ -98,6 +98,8 @@ def _logsumexp_sum_kernel(
     BLOCK_V: tl.constexpr,
 ):
     local, source, mask_n = row_places(rows_ptr, first_row, rows, BLOCK_N)
+    head = (z_ptr, stride_zn, stride_zv, b_ptr, cap_bits)
+    chunk = (labels_ptr, local, source, first_label, scale_bits)
     begin = first_label + tl.program_id(1) * length
     end = tl.minimum(begin + length, first_label + labels)
     kind: tl.constexpr = tl.float64 if WIDE else tl.float32
@@ -105,23 +107,7 @@ def _logsumexp_sum_kernel(
     for start in range(begin, end, BLOCK_V):
         place = start + tl.arange(0, BLOCK_V)
         inside = place < end
-        z, odd = read_logits(
-            z_ptr,
-            stride_zn,
-            stride_zv,
-            b_ptr,
-            labels_ptr,
-            source,
-            local,
-            place,
-            first_label,
-            inside,
-            cap_bits,
-            scale_bits,
-            kind,
-            CAPPED1,
-            GIVEN1,
-        )  # [BLOCK_N, BLOCK_V]
+        z, odd = read_logits(head, chunk, place, inside, kind, CAPPED1, GIVEN1)  # [BLOCK_N, BLOCK_V]
         m, a, e, _ = above(z)
         total = tl.sum(e, axis=1)
         target = tl.zeros((BLOCK_N,), dtype=tl.float64) + float("nan")
