@@ -5,7 +5,9 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -72,3 +74,13 @@ def isa_level(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each instruction set that this machine can run."""
     with backends.isa(request.param), poison.poisoned_allocations():
         yield str(request.param)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[str, str]:
+    """Activations of two small models on disk, 500 rows each."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((500, 6))
+    np.savez(tmp_path / "a.npz", first=x, second=np.tanh(x @ rng.standard_normal((6, 4))))
+    np.savez(tmp_path / "b.npz", one=x[:, :2], two=x + rng.standard_normal((500, 6)), three=x**2)
+    return str(tmp_path / "a.npz"), str(tmp_path / "b.npz")

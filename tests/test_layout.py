@@ -13,12 +13,13 @@ from typing import NamedTuple
 
 import pytest
 
-from gramless import _dispatch, ops
+from gramless import ops
+from gramless.ops import backends as ops_backends
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "python" / "gramless"
 PACKAGE_SOURCES = sorted(PACKAGE.rglob("*.py"))
-STEMS = {stem: tuple(backends) for stem, backends in _dispatch.BACKENDS.items()}
+STEMS = {stem: tuple(backends) for stem, backends in ops_backends.BACKENDS.items()}
 
 
 def relative(path):
@@ -129,121 +130,46 @@ def test_signature_readers_see_a_difference():
 class Import(NamedTuple):
     target: str  # absolute module, or module.name of a from-import
     top_level: bool  # runs when the module is imported
+    for_types: bool  # stands under TYPE_CHECKING, and never runs
     line: int
 
 
-class Floor(NamedTuple):
+class Wing(NamedTuple):
+    floor: int
     internal: frozenset[str]
     external: frozenset[str] = frozenset()
     lazy: frozenset[str] = frozenset()  # only inside a function or under TYPE_CHECKING
 
 
-def floor(internal, external="", lazy=""):
-    return Floor(frozenset(internal.split()), frozenset(external.split()), frozenset(lazy.split()))
+def wing(floor, internal, external="", lazy=""):
+    return Wing(floor, frozenset(internal.split()), frozenset(external.split()), frozenset(lazy.split()))
 
 
-BELOW_INTEGRATIONS = (
-    "layers similarity random_features independence estimates kernel_pass gram_pass accumulators bandwidths measures"
-    " logit_comparison logit_stream logit_distance distance_stream unembedding identifiability bounds"
-    " ops _gram _logits _logit_checks _states _checks _arrays _explain _costs _dispatch _device _processes"
-    " grids _memory"
-)
-IMPORT_TABLE = {
-    "__init__": floor(f"{BELOW_INTEGRATIONS} _core _version"),
-    "__main__": floor("integrations"),
-    "integrations": floor(
-        f"{BELOW_INTEGRATIONS} integrations _matrix _progress _version _core",
-        "numpy rich safetensors array_api_compat",
-        "torch matplotlib sklearn pandas scipy ml_dtypes threadpoolctl",
+CORE = "_base states ops accumulators measures"
+SUBJECTS = f"{CORE} similarity predictions identifiability layers"
+# a wing imports from lower floors, and from itself without a circle between modules
+WINGS = {
+    "_base": wing(1, "", "numpy array_api_compat", "torch rich scipy ml_dtypes"),
+    "states": wing(2, "_base", "numpy array_api_compat"),
+    "reference": wing(2, "", "numpy"),
+    "_triton": wing(2, "", "numpy torch triton"),
+    "measures": wing(3, "_base states", "numpy scipy array_api_compat"),
+    "ops": wing(3, "_base states", "numpy", "torch"),
+    "accumulators": wing(4, "_base states ops", "", "torch"),
+    "similarity": wing(5, f"{CORE} _version", "numpy", "torch scipy"),
+    "predictions": wing(5, CORE, "numpy", "torch scipy safetensors"),
+    "identifiability": wing(5, CORE, "numpy array_api_compat", "scipy"),
+    "layers": wing(6, f"{CORE} similarity", "numpy", "torch pandas matplotlib"),
+    "distributed": wing(6, f"{CORE} similarity predictions", "numpy", "torch"),
+    "explain": wing(7, SUBJECTS, "numpy"),
+    "files": wing(7, f"{SUBJECTS} _version", "numpy rich safetensors", "rich ml_dtypes"),
+    "cli": wing(
+        8, f"{SUBJECTS} explain files distributed _version _core", "numpy rich", "safetensors sklearn threadpoolctl"
     ),
-    "losses": floor("accumulators measures ops _states _checks", "torch"),
-    "layers": floor("grids accumulators _processes _device _matrix _progress _memory _checks _dispatch"),
-    "grids": floor(
-        "grids accumulators measures bandwidths ops _states _tables _processes _matrix _progress _memory"
-        " _device _checks _dispatch",
-        "numpy",
-    ),
-    "similarity": floor("random_features independence estimates kernel_pass measures _gram _states _checks"),
-    "random_features": floor("accumulators estimates kernel_pass _states _checks", "numpy"),
-    "independence": floor(
-        "estimates kernel_pass measures ops _gram _progress _states _checks _dispatch", "numpy", "scipy"
-    ),
-    "estimates": floor("kernel_pass measures ops _gram _checks", "numpy"),
-    "kernel_pass": floor("gram_pass bandwidths ops _gram _states _checks _dispatch"),
-    "gram_pass": floor("bandwidths ops _gram _progress _checks _dispatch _version", "numpy"),
-    "bandwidths": floor("_device _checks _dispatch", "numpy"),
-    "bounds": floor("identifiability measures _checks", "numpy"),
-    "identifiability": floor(
-        "identifiability _reflections estimates accumulators measures ops _states _checks _arrays",
-        "numpy array_api_compat",
-        "scipy",
-    ),
-    "logit_stream": floor(
-        "accumulators ops _unread_pairs _head_weights _processes"
-        " _comparison _row_values _logits _states _device _checks _dispatch",
-        "numpy",
-    ),
-    "_head_weights": floor("_logit_checks _checks _arrays", "numpy"),
-    "logit_comparison": floor(
-        "ops _unread_pairs _comparison _row_values _logit_checks _logits _progress _device _checks _arrays _dispatch",
-        "numpy",
-    ),
-    "_unread_pairs": floor(
-        "logit_ops _arrivals _logit_faults _logit_checks _logits _device _checks _arrays _dispatch", "numpy", "torch"
-    ),
-    "_arrivals": floor("", "numpy", "torch"),
-    "_comparison": floor("_row_values", "numpy"),
-    "_row_values": floor("measures _sketch _logits _checks _arrays", "numpy"),
-    "_sketch": floor("", "numpy"),
-    "logit_distance": floor("unembedding _factors ops _logit_checks _device _checks _dispatch", "numpy"),
-    "distance_stream": floor(
-        "unembedding accumulators _device_rows _processes _row_values _states _device _checks _dispatch", "numpy"
-    ),
-    "unembedding": floor(
-        "_device_weights _device_rows _factors _pair_files _logit_checks _states _device _checks _dispatch", "numpy"
-    ),
-    "_device_weights": floor("_factors _device _checks _dispatch", "numpy", "torch"),
-    "_device_rows": floor("_logit_checks _device _checks _dispatch", "numpy", "torch"),
-    "_pair_files": floor("_factors _checks", "numpy", "safetensors"),
-    "_reflections": floor("", "numpy", "scipy"),
-    "_factors": floor("ops _reflections _logit_checks _progress _states _checks _dispatch", "numpy", "torch scipy"),
-    "_explain": floor(
-        "_explain_logits layers similarity independence estimates kernel_pass ops grids bandwidths"
-        " _costs _memory _checks _dispatch"
-    ),
-    "_explain_logits": floor(
-        "_gpu_logit_costs _logit_costs logit_comparison logit_distance _factors ops"
-        " _costs _row_values _logits _logit_checks _device _checks _dispatch",
-        "numpy",
-    ),
-    "_gpu_logit_costs": floor("_logit_costs _factors _costs _dispatch"),
-    "_logit_costs": floor("logit_distance unembedding _factors _row_values _sketch _costs _dispatch"),
-    "_costs": floor("random_features bandwidths _checks _dispatch"),
-    "_gram": floor("_states _checks", "numpy"),
-    "accumulators": floor("ops _states _tables _processes _device _dispatch _checks", "", "torch"),
-    "_processes": floor("_checks", "numpy", "torch"),
-    "measures": floor("measures _gram _logits _states _checks", "numpy scipy array_api_compat"),
-    "ops": floor("logit_ops _device _checks _dispatch _gram _states", "numpy", "torch"),
-    "logit_ops": floor("_logit_calls _logits _logit_checks _device _checks _dispatch", "numpy"),
-    "_logit_calls": floor("_logit_faults _logit_checks _device _checks _dispatch", "numpy"),
-    "_logit_faults": floor("_logit_checks _device _checks", "numpy"),
-    "_logits": floor("", "numpy"),
-    "_logit_checks": floor("_checks _arrays", "numpy"),
-    "_dispatch": floor("_checks"),
-    "_device": floor("_checks", "numpy", "torch"),
-    "_tables": floor("_states _device _checks"),
-    "_matrix": floor("_checks", "numpy", "pandas"),
-    "_progress": floor("", lazy="rich"),
-    "_memory": floor("", lazy="torch"),
-    "_states": floor("_checks", "numpy array_api_compat"),
-    "_checks": floor("_arrays", "numpy array_api_compat"),
-    "_arrays": floor("", "numpy", "torch"),
-    "_version": floor(""),
-    "reference": floor("reference", "numpy"),
-    "_triton": floor("_triton", "numpy torch triton"),
+    "": wing(9, f"{SUBJECTS} explain cli _version"),
 }
-# the dispatcher reaches the kernels inside the branch it has chosen, the matrix its plot when asked for one
-LAZY_INTERNAL = {"_dispatch": {"reference", "_core", "_triton"}, "_matrix": {"integrations"}}
+# one module is the door to the rooms of the kernels: it loads them inside the branch that it has chosen
+DOOR, ROOMS = "ops/backends.py", {"reference", "_core", "_triton"}
 STANDARD = frozenset(sys.stdlib_module_names)
 
 
@@ -262,91 +188,151 @@ def imports_of(source, package):
     """All imports of a module that lives in the given package, relative ones resolved."""
     found = []
 
-    def visit(node, top_level):
+    def visit(node, top_level, for_types):
         if isinstance(node, ast.Import):
-            found.extend(Import(alias.name, top_level, node.lineno) for alias in node.names)
+            found.extend(Import(alias.name, top_level, for_types, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = package.rsplit(".", node.level - 1)[0] if node.level else ""
             module = ".".join(part for part in (base, node.module) if part)
-            found.extend(Import(f"{module}.{alias.name}", top_level, node.lineno) for alias in node.names)
+            found.extend(Import(f"{module}.{alias.name}", top_level, for_types, node.lineno) for alias in node.names)
         elif is_dynamic_import(node):
             name = node.args[0].value
-            found.append(Import(package + name if name.startswith(".") else name, top_level, node.lineno))
+            found.append(Import(package + name if name.startswith(".") else name, top_level, for_types, node.lineno))
         for field, children in ast.iter_fields(node):
-            below = top_level and not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
-            if isinstance(node, ast.If) and is_type_checking(node.test) and field == "body":
-                below = False
+            types_below = for_types or (isinstance(node, ast.If) and is_type_checking(node.test) and field == "body")
+            in_function = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+            below = top_level and not in_function and not types_below
             for child in children if isinstance(children, list) else [children]:
                 if isinstance(child, ast.AST):
-                    visit(child, below)
+                    visit(child, below, types_below)
 
-    visit(ast.parse(source), True)
+    visit(ast.parse(source), True, False)
     return found
 
 
-def import_complaints(source, layer, package="gramless"):
-    allowed = IMPORT_TABLE[layer]
+def import_complaints(source, path):
+    """Imports of a module, given by its path in the package, that its wing may not have."""
+    *folders, _ = path.split("/")
+    name = folders[0] if folders else ""
+    allowed = WINGS[name]
     complaints = []
-    for target, top_level, line in imports_of(source, package):
+    for target, top_level, _, line in imports_of(source, ".".join(("gramless", *folders))):
         top, *rest = target.split(".")
         if top in STANDARD:
             continue
         if top == "gramless":
             inner = rest[0] if rest else "the package itself"
-            ok = inner in allowed.internal or (not top_level and inner in LAZY_INTERNAL.get(layer, ()))
+            ok = inner in allowed.internal | {name} or (path == DOOR and not top_level and inner in ROOMS)
         else:
             ok = top in allowed.external or (not top_level and top in allowed.lazy)
         if not ok:
-            complaints.append(
-                f"line {line}: {layer} may not import {target}" + (" at import time" if top_level else "")
-            )
+            complaints.append(f"line {line}: {path} may not import {target}" + (" at import time" if top_level else ""))
     return complaints
 
 
-def layer_of(path):
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def in_package(path):
+    return path.relative_to(PACKAGE).as_posix()
 
 
-@pytest.mark.parametrize("path", PACKAGE_SOURCES, ids=relative)
-def test_imports_go_down(path):
-    package = ".".join(("gramless", *path.relative_to(PACKAGE).parts[:-1]))
-    assert import_complaints(path.read_text(encoding="utf-8"), layer_of(path), package) == []
+@pytest.mark.parametrize("path", PACKAGE_SOURCES, ids=in_package)
+def test_wing_imports_what_it_may(path):
+    assert import_complaints(path.read_text(encoding="utf-8"), in_package(path)) == []
+
+
+def test_wings_import_lower_floors():
+    floors = {name: row.floor for name, row in WINGS.items()} | {"_version": 0, "_core": 2}
+    assert [(name, lower) for name, row in WINGS.items() for lower in row.internal if floors[lower] >= row.floor] == []
+
+
+def test_package_holds_wings_and_little_else():
+    found = {path.name for path in PACKAGE.iterdir() if path.suffix != ".so" and path.name != "__pycache__"}
+    assert found == {name for name in WINGS if name} | {
+        "__init__.py",
+        "__main__.py",
+        "_version.py",
+        "_core.pyi",
+        "py.typed",
+    }
+
+
+def module_of(path):
+    return ".".join(("gramless", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+
+
+def circle(edges):
+    """A circle of modules that import each other, as a list of names; empty if there is none."""
+    done, trail = set(), []
+
+    def visit(name):
+        if name in trail:
+            return trail[trail.index(name) :]
+        if name in done:
+            return []
+        trail.append(name)
+        for other in edges.get(name, ()):
+            if found := visit(other):
+                return found
+        trail.pop()
+        done.add(name)
+        return []
+
+    return next((found for name in edges if (found := visit(name))), [])
+
+
+def test_no_circle_of_modules():
+    modules = {module_of(path): path for path in PACKAGE_SOURCES if path != PACKAGE / "__init__.py"}
+    edges = {}
+    for name, path in modules.items():
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        targets = [
+            target if target in modules else target.rpartition(".")[0]
+            for target, _, for_types, _ in imports_of(path.read_text(encoding="utf-8"), package)
+            if not for_types
+        ]
+        edges[name] = [target for target in targets if target in modules and target != name]
+    assert circle(edges) == []
+
+
+def test_circles_are_seen():
+    assert circle({"a": ["b"], "b": ["c"], "c": []}) == []
+    assert circle({"a": ["b"], "b": ["c"], "c": ["b"]}) == ["b", "c"]
 
 
 @pytest.mark.parametrize(
-    ("layer", "source"),
+    ("path", "source"),
     [
-        ("measures", "from gramless import ops"),
-        ("measures", "from gramless.ops import moments"),
-        ("measures", "import torch"),
-        ("ops", "from . import accumulators"),
-        ("ops", "from .accumulators import Moments"),
-        ("ops", "import torch"),
-        ("ops", "def f():\n    from gramless import layers"),
-        ("accumulators", "class A:\n    import torch"),
-        ("accumulators", "if True:\n    import matplotlib"),
-        ("_dispatch", "from gramless import _core"),
-        ("_dispatch", "import importlib\ncore = importlib.import_module('gramless._core')"),
-        ("_states", "import gramless"),
-        ("reference", "import scipy.linalg"),
-        ("similarity", "from gramless.integrations import cli"),
+        ("measures/a.py", "from gramless import ops"),
+        ("measures/a.py", "from ..ops.moments import moments"),
+        ("measures/a.py", "import torch"),
+        ("ops/moments.py", "from .. import accumulators"),
+        ("ops/moments.py", "from ..accumulators.moments import Moments"),
+        ("ops/moments.py", "import torch"),
+        ("ops/moments.py", "def f():\n    from gramless import layers"),
+        ("ops/moments.py", "def f():\n    from gramless import _core"),
+        ("accumulators/base.py", "class A:\n    import torch"),
+        ("accumulators/base.py", "if True:\n    import matplotlib"),
+        ("ops/backends.py", "from gramless import _core"),
+        ("ops/backends.py", "import importlib\ncore = importlib.import_module('gramless._core')"),
+        ("states/moments.py", "import gramless"),
+        ("reference/moments.py", "import scipy.linalg"),
+        ("similarity/one_shot.py", "from gramless.cli import main"),
     ],
 )
-def test_import_checker_complains(layer, source):
-    assert len(import_complaints(source, layer)) == 1
+def test_import_checker_complains(path, source):
+    assert len(import_complaints(source, path)) == 1
 
 
 @pytest.mark.parametrize(
-    ("layer", "source"),
+    ("path", "source"),
     [
-        ("_dispatch", "def f():\n    from gramless import _core"),
-        ("ops", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch"),
-        ("accumulators", "def f():\n    import torch.distributed as dist"),
-        ("independence", "from . import ops, _states\nimport math"),
+        ("ops/backends.py", "def f():\n    from gramless import _core"),
+        ("ops/moments.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch"),
+        ("accumulators/base.py", "def f():\n    import torch.distributed as dist"),
+        ("similarity/hsic_test.py", "from .. import ops\nfrom . import pair_request\nimport math"),
     ],
 )
-def test_import_checker_accepts(layer, source):
-    assert import_complaints(source, layer) == []
+def test_import_checker_accepts(path, source):
+    assert import_complaints(source, path) == []
 
 
 INCLUDE = re.compile(r'^\s*#include\s+"([^"]+)"', re.MULTILINE)

@@ -9,7 +9,7 @@ import pytest
 import tomllib
 from safetensors.numpy import save_file
 
-from gramless.integrations.cli import main
+from gramless.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from gramless.integrations.arrays import compare_files
+from gramless.files.compare_layers import compare_files
 
 from .base import (
     BACKENDS,

@@ -124,7 +124,7 @@ def _record(target: str) -> list[tuple[Any, tuple[Any, ...]]]:
     """Make compilations of all launches from now on, whose results and arguments are collected."""
     from triton.runtime import driver
 
-    from gramless._triton import _launch
+    from gramless._triton.tiles import launch as tiles_launch
 
     found: list[tuple[Any, tuple[Any, ...]]] = []
 
@@ -133,7 +133,7 @@ def _record(target: str) -> list[tuple[Any, tuple[Any, ...]]]:
             found.append((kernel.warmup(*arguments, grid=grid, **keywords), arguments))
 
     driver.set_active(_Compiler(target))
-    _launch.launch, _launch.architecture = launch, lambda device: target
+    tiles_launch.launch, tiles_launch.architecture = launch, lambda device: target
     return found
 
 

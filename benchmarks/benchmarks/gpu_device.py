@@ -35,9 +35,9 @@ class Device(NamedTuple):
         """As the kernels know it."""
         import torch
 
-        from gramless._triton import _launch
+        from gramless._triton.tiles import launch
 
-        return _launch.architecture(torch.device(self.name))
+        return launch.architecture(torch.device(self.name))
 
     def seconds(self, call: Callable[[], object]) -> float | None:
         """Mean of as many calls as fit into a fifth of a second, or the one that does not fit; None if interpreting."""

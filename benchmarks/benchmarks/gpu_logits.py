@@ -7,9 +7,9 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import gramless as gl
-from gramless._logit_checks import head
-from gramless.logit_ops import unread_logit_pairs
 from gramless.measures import logits
+from gramless.ops.logit_arguments import head
+from gramless.ops.logit_pairs import unread_logit_pairs
 
 from .base import installed, relative_error
 from .gpu_device import BACKEND, Device

@@ -57,9 +57,9 @@ def layer_grid(
     def call() -> object:
         import torch
 
-        from gramless._triton import _grid
+        from gramless._triton.layer_grid import grid
 
-        made = _grid.Grid(
+        made = grid.Grid(
             "layer_grid",
             [p, p],
             1,
@@ -118,13 +118,13 @@ def factor_rows(
     def call() -> object:
         import torch
 
-        from gramless._triton import _factor_rows
+        from gramless._triton.factor import rows as factor_rows
 
         width = d1 + d2 + biased
-        made = _factor_rows.DeviceFactor(torch.zeros((width, width), dtype=torch.float64), d1, d2, biased)
+        made = factor_rows.DeviceFactor(torch.zeros((width, width), dtype=torch.float64), d1, d2, biased)
         mask = torch.zeros(ROWS, dtype=torch.bool) if masked else None
         found = made.rows(rows(d1, dtype), rows(d2, dtype), mask, precision)
-        return _factor_rows.add_rows(None, found.squares, found.cancelled, mask, found.first_bad, 1.0, 1.0)
+        return factor_rows.add_rows(None, found.squares, found.cancelled, mask, found.first_bad, 1.0, 1.0)
 
     return call
 
@@ -135,13 +135,13 @@ def factor_of(d1: int, d2: int, dtype: str) -> Callable[[], object]:
     def call() -> object:
         import torch
 
-        from gramless._triton import _factor_weights
+        from gramless._triton.factor import factorization
 
         bias = torch.zeros(ROWS, dtype=torch.float64)
-        weights = _factor_weights.Weights(rows(d1, dtype), rows(d2, dtype), None, bias)
+        weights = factorization.Weights(rows(d1, dtype), rows(d2, dtype), None, bias)
         words = [-(-d * weights.w1.element_size() // 8) for d in (d1, d2)]
         weights.marks(*(torch.zeros((4, count), dtype=torch.int64) for count in words))
-        return _factor_weights.by_moments(weights, torch.zeros(weights.width, dtype=torch.float64))
+        return factorization.by_moments(weights, torch.zeros(weights.width, dtype=torch.float64))
 
     return call
 

@@ -9,20 +9,13 @@
 1.0
 """
 
-from . import bounds
-from ._dispatch import get_num_threads, set_num_threads
-from ._explain import explain
-from ._gram import GramState
-from ._logits import LogitPairState, LogitState
-from ._states import MomentState
+from ._base.annotated_floats import Calibrated, Estimate
 from ._version import __version__
-from .accumulators import Moments
-from .bandwidths import Bandwidth, bandwidth
-from .distance_stream import LogitDistance, LogitDistanceResult
-from .estimates import Calibrated, Estimate
-from .gram_pass import GramSums
-from .identifiability.correlations import MeanCorrelation, SVDDissimilarity, d_svd, mean_cca, msvd
-from .identifiability.label_sets import LinearDissimilarity, d_rep
+from .accumulators.moments import Moments
+from .explain.similarity import explain
+from .identifiability import bounds
+from .identifiability.d_llv import LogLikelihoodDistance, d_llv
+from .identifiability.d_rep import LinearDissimilarity, d_rep
 from .identifiability.labels import (
     CosineAmbiguity,
     center_unembedding,
@@ -30,16 +23,29 @@ from .identifiability.labels import (
     label_covariance,
     label_similarity,
 )
-from .identifiability.likelihoods import LogLikelihoodDistance, d_llv
-from .independence import HSICTest, hsic_test
-from .layers import LayerGrid, SimilarityMatrix, cka_matrix
-from .logit_comparison import LogitComparison, compare_logits
-from .logit_distance import logit_distance
-from .logit_stream import LogitPairs
-from .ops import gram_sums, logit_divergences, logit_pairs, logsumexp, moments
-from .random_features import RandomFeatures
-from .similarity import cka, cka_distance, hsic
-from .unembedding import UnembeddingPair
+from .identifiability.mean_cca import MeanCorrelation, mean_cca
+from .identifiability.msvd import SVDDissimilarity, d_svd, msvd
+from .layers.cka_matrix import cka_matrix
+from .layers.grid import LayerGrid
+from .layers.similarity_matrix import SimilarityMatrix
+from .ops.gram_sums import gram_sums
+from .ops.logit_pairs import logit_divergences, logit_pairs
+from .ops.logsumexp import logsumexp
+from .ops.moments import moments
+from .ops.threads import get_num_threads, set_num_threads
+from .predictions.compare import LogitComparison, compare_logits
+from .predictions.distance_stream import LogitDistance, LogitDistanceResult
+from .predictions.logit_distance import logit_distance
+from .predictions.stream import LogitPairs
+from .predictions.unembedding_pair import UnembeddingPair
+from .similarity.bandwidth_rules import Bandwidth, bandwidth
+from .similarity.gram_sums_pass import GramSums
+from .similarity.hsic_test import HSICTest, hsic_test
+from .similarity.one_shot import cka, cka_distance, hsic
+from .similarity.random_features import RandomFeatures
+from .states.gram import GramState
+from .states.logits import LogitPairState, LogitState
+from .states.moments import MomentState
 
 __all__ = [
     # measures

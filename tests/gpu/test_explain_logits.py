@@ -12,8 +12,11 @@ import pytest
 import torch
 
 import gramless as gl
-from gramless import _logit_costs
-from gramless._triton import _factor_rows, _factor_weights, _logit_pass, _logit_products
+from gramless._triton.factor import factorization
+from gramless._triton.factor import rows as factor_rows
+from gramless._triton.logits import chunks
+from gramless._triton.logits import products as logits_products
+from gramless.explain import logit_costs
 from support.backends import Backend
 from support.logit_calls import arguments, choices, tensors
 
@@ -32,8 +35,8 @@ class Work:
 @pytest.fixture
 def work(monkeypatch: pytest.MonkeyPatch) -> Work:
     """Count what the kernels are given."""
-    done, products, sum_up = Work(), _logit_products.products, _logit_pass.Pass.sum_up
-    rows_of, pack = _factor_weights.Weights.rows, _factor_rows.pack
+    done, products, sum_up = Work(), logits_products.products, chunks.Pass.sum_up
+    rows_of, pack = factorization.Weights.rows, factor_rows.pack
 
     def multiplied(h: torch.Tensor, w: torch.Tensor, *more: Any) -> None:
         rows, labels = more[-1]
@@ -57,10 +60,10 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Work:
             done.read += states.h1.nbytes + states.h2.nbytes
         return pack(states, *more)
 
-    monkeypatch.setattr(_logit_products, "products", multiplied)
-    monkeypatch.setattr(_logit_pass.Pass, "sum_up", summed)
-    monkeypatch.setattr(_factor_weights.Weights, "rows", taken)
-    monkeypatch.setattr(_factor_rows, "pack", packed)
+    monkeypatch.setattr(logits_products, "products", multiplied)
+    monkeypatch.setattr(chunks.Pass, "sum_up", summed)
+    monkeypatch.setattr(factorization.Weights, "rows", taken)
+    monkeypatch.setattr(factor_rows, "pack", packed)
     return done
 
 
@@ -165,7 +168,7 @@ class TestWork:
         assert work == Work(), "explaining is no work"
         assert exact.flops == fast.flops == hosts.flops
         count, width = 600 if labels is None else 90, 60 + 50
-        by_rows = 2 * 300 * sum(rows * (stop - start) for rows, start, stop in _logit_costs.panels(count, width))
+        by_rows = 2 * 300 * sum(rows * (stop - start) for rows, start, stop in logit_costs.panels(count, width))
         assert high.flops == exact.flops + 2 * by_rows
         gl.logit_distance(*arrays, **options, backend=gpu_backend.name)
         assert high.bytes_read == exact.bytes_read == work.read

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import gramless as gl
-from gramless import _arrivals
-from gramless._triton import _launch, moments
+from gramless._base import async_host_copies
+from gramless._triton import moments
+from gramless._triton.tiles import launch
 from support import device, device_memory
 from support.backends import Backend
 from support.logit_calls import arguments, choices, tensors
@@ -19,7 +20,7 @@ KIB = 1 << 10
 
 @pytest.fixture
 def small_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_launch, "WORKSPACE_BYTES", 128 * KIB)
+    monkeypatch.setattr(launch, "WORKSPACE_BYTES", 128 * KIB)
 
 
 class TestBytes:
@@ -53,7 +54,7 @@ class TestBytes:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         # of what is on its way to the host, the interpreter would keep all that a GPU has sent
-        monkeypatch.setattr(_arrivals, "PENDING_BATCHES", 0)
+        monkeypatch.setattr(async_host_copies, "PENDING_BATCHES", 0)
         options = choices(*shapes[:2], names) | keywords | {"backend": gpu_backend.name}
         arrays = arguments(function, *tensors(*shapes, dtype))
         said = gl.explain(function, *arrays, **options)

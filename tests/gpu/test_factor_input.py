@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import gramless as gl
-from gramless._triton import _factor_products, _launch
+from gramless._triton.factor import products
+from gramless._triton.tiles import launch
 from support import backends, bounds, device
 from support.backends import Backend
 from support.factors import BACKEND, PRECISIONS, assert_is_truth, rows, with_a_column
@@ -52,20 +53,20 @@ class TestInput:
         pair = gl.UnembeddingPair(w1, w2)
         want = rows(pair, h1, h2)
         for size in (0, 256 * 4 * 128, 384 * 4 * 128):
-            monkeypatch.setattr(_launch, "WORKSPACE_BYTES", size)
+            monkeypatch.setattr(launch, "WORKSPACE_BYTES", size)
             bounds.assert_same_bits(rows(pair, h1, h2), want)
 
     @pytest.mark.parametrize("shape", list(itertools.product((64, 128), (64, 256), (16, 32))), ids=str)
     def test_tiles(self, gpu_backend: Backend, shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
         """Of every shape that an architecture has."""
         of = models(300, 70, 60, 40, "bf16")
-        configs = {"high": {device.label(): (_launch.Config(*shape, 4, 1),)}}
-        monkeypatch.setattr(_launch, "architecture", lambda _: device.label())
-        monkeypatch.setattr(_factor_products, "CONFIGS", _factor_products.CONFIGS | configs)
+        configs = {"high": {device.label(): (launch.Config(*shape, 4, 1),)}}
+        monkeypatch.setattr(launch, "architecture", lambda _: device.label())
+        monkeypatch.setattr(products, "CONFIGS", products.CONFIGS | configs)
         assert_is_truth(of, "high")
 
     def test_long_sums_are_cut(self, gpu_backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(_factor_products, "_STEPS", {"fast": 64, "high": 64, "exact": 64})
+        monkeypatch.setattr(products, "_STEPS", {"fast": 64, "high": 64, "exact": 64})
         for precision in PRECISIONS:
             assert_is_truth(models(300, 100, 90, 20, "fp32"), precision)
 
@@ -96,7 +97,7 @@ class TestFaults:
             rows(gl.UnembeddingPair(w1, w2), h1, h2)
 
     def test_the_first_row_of_all_chunks(self, gpu_backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(_launch, "WORKSPACE_BYTES", 0)
+        monkeypatch.setattr(launch, "WORKSPACE_BYTES", 0)
         h1, w1, h2, w2 = models(50, 7, 5, 300, "fp32")
         h1[260:] = np.nan
         with pytest.raises(ValueError, match=r"h1 has non-finite values in row 260$"):
@@ -145,6 +146,6 @@ class TestFaults:
     def test_arrays_of_the_host_need_a_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
         h1, w1, h2, w2 = models(50, 7, 5, 9, "fp32")
         pair = gl.UnembeddingPair(w1, w2)
-        monkeypatch.setattr(_launch, "interpreting", lambda: False)
+        monkeypatch.setattr(launch, "interpreting", lambda: False)
         with pytest.raises(RuntimeError, match=r"^UnembeddingPair\.rows: backend='cuda' needs tensors on a GPU"):
             pair.rows(h1, h2, backend="cuda")

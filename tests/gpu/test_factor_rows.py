@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import gramless as gl
-from gramless._triton import _factor_pack, _factor_rows
+from gramless._triton.factor import pack
+from gramless._triton.factor import rows as factor_rows
 from support import bounds, cases, device, factors, gpu_bounds
 from support.backends import Backend
 from support.factors import PRECISIONS, assert_is_truth, rows, with_a_column
@@ -87,7 +88,7 @@ class TestValues:
 
 
 def merely_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_factor_rows, "MOST_CANCELLED", {})
+    monkeypatch.setattr(factor_rows, "MOST_CANCELLED", {})
 
 
 class TestRowsThatCancel:
@@ -98,7 +99,7 @@ class TestRowsThatCancel:
     def test_are_resolved(self, gpu_backend: Backend, ratio: float, precision: str) -> None:
         (h1, w1, h2, w2), want = with_a_column(300, 20, 30, ratio)
         pair = gl.UnembeddingPair(w1, w2)
-        assert gpu_bounds.cancelled(pair.factor, h1, h2, want).min() > _factor_rows.MOST_CANCELLED[precision]
+        assert gpu_bounds.cancelled(pair.factor, h1, h2, want).min() > factor_rows.MOST_CANCELLED[precision]
         got = rows(pair, h1, h2, precision)
         assert bounds.scaled_error(got, want, want) <= gpu_bounds.FACTOR_AGAIN
 
@@ -137,12 +138,12 @@ class TestRowsThatCancel:
 def test_nothing_is_lost_between_planes(gpu_backend: Backend) -> None:
     """What the planes of "high" hold of u is u to 16 bits, in units of its row and columns."""
     h1, w1, h2, w2 = models(50, 7, 5, 9, "fp32")
-    factor = _factor_rows.DeviceFactor(device.tensor(gl.UnembeddingPair(w1, w2).factor), 7, 5, False)
-    states = _factor_pack.States(device.tensor(h1), device.tensor(h2), None)
+    factor = factor_rows.DeviceFactor(device.tensor(gl.UnembeddingPair(w1, w2).factor), 7, 5, False)
+    states = pack.States(device.tensor(h1), device.tensor(h2), None)
     place = states.h1.device
     upper = torch.empty((128, 128), dtype=torch.bfloat16, device=place)
     lower, numbers = torch.empty_like(upper), torch.empty((2, 128), dtype=torch.float64, device=place)
-    _factor_pack.pack(states, factor.basis, _factor_pack.Planes(upper, lower, *numbers))
+    pack.pack(states, factor.basis, pack.Planes(upper, lower, *numbers))
     held = (upper.double() + lower.double()) / numbers[0][:, None] / factor.basis.units
     want = np.zeros((128, 128))
     want[:9, :7], want[:9, 64:69] = h1, h2

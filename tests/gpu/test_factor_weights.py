@@ -12,8 +12,10 @@ import pytest
 import torch
 
 import gramless as gl
-from gramless import _checks, _device, _factors
-from gramless._triton import _factor_weights, _launch
+from gramless._base import arguments, gpu_arrays
+from gramless._triton.factor import factorization
+from gramless._triton.tiles import launch
+from gramless.predictions import stacked_weights
 from support import backends, bounds, cases, device
 from support.backends import Backend
 from support.factors import BACKEND, rows
@@ -120,8 +122,8 @@ class TestFactor:
     def test_blocks_of_labels(self, gpu_backend: Backend, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
         _, w1, _, w2 = models(300, 9, 7, 1)
         want = gl.UnembeddingPair(w1, w2)
-        monkeypatch.setattr(_launch, "WORKSPACE_BYTES", size)
-        monkeypatch.setattr(_factor_weights, "_LEAST_ROWS", 65)
+        monkeypatch.setattr(launch, "WORKSPACE_BYTES", size)
+        monkeypatch.setattr(factorization, "_LEAST_ROWS", 65)
         for method in ("gram", "qr"):
             factor_by(method, monkeypatch)
             assert_rows(pair_of(w1, w2).rows(*models(1, 9, 7, 5)[::2]), want.rows(*models(1, 9, 7, 5)[::2]))
@@ -154,15 +156,15 @@ class TestInverse:
         turn = np.linalg.qr(rng.standard_normal((width, width)))[0]
         matrix = turn * np.geomspace(1, conditioning, width) @ turn.T
         upper = np.linalg.cholesky(matrix).T
-        got = float(_factor_weights._inverse_norm(device.tensor(np.ascontiguousarray(upper))))
+        got = float(factorization._inverse_norm(device.tensor(np.ascontiguousarray(upper))))
         want = np.abs(np.linalg.inv(matrix)).sum(axis=0).max()
         assert want / 3 <= got <= want * (1 + bounds.SAME_FP64 * conditioning)
 
     def test_a_matrix_without_a_root_is_told_of(self) -> None:
         """It is estimated all the same, as nobody waits for what was found."""
         w = device.tensor(np.repeat(np.random.default_rng(4).standard_normal((50, 1)), 3, axis=1))
-        weights = _factor_weights.Weights(w[:, :1], w[:, 1:], None, None)
-        root = _factor_weights.by_moments(weights, torch.zeros_like(w[0]))
+        weights = factorization.Weights(w[:, :1], w[:, 1:], None, None)
+        root = factorization.by_moments(weights, torch.zeros_like(w[0]))
         assert int(root.failed) != 0 or not float(root.inverse) < 1 / np.finfo(np.float64).eps
 
 
@@ -181,7 +183,7 @@ class TestFaults:
         assert pair_of(w1, w2, labels=labels).labels == count - 1
 
     def test_rows_are_named_by_their_labels(self, gpu_backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(_factors, "_BLOCK_ROWS", 64)
+        monkeypatch.setattr(stacked_weights, "_BLOCK_ROWS", 64)
         _, w1, _, w2 = models(400, 9, 6, 1, "fp16")
         w1[301], w2[300] = np.inf, np.nan
         with pytest.raises(ValueError, match=r"w1 has non-finite values in row 301 \(float16 holds at most 65504"):
@@ -213,7 +215,7 @@ class TestFaults:
 
     def test_weights_on_two_devices(self, monkeypatch: pytest.MonkeyPatch) -> None:
         _, w1, _, w2 = models(50, 4, 3, 1, "fp32")
-        monkeypatch.setattr(_checks, "gpu_of", lambda a: "cuda:1" if a is w1 else "")
+        monkeypatch.setattr(arguments, "gpu_of", lambda a: "cuda:1" if a is w1 else "")
         with pytest.raises(RuntimeError, match="w1 and w2 on the same device, got w1 on cuda:1 and w2 on the host"):
             gl.UnembeddingPair(w1, w2)
 
@@ -259,9 +261,9 @@ class TestBetweenDevices:
     def test_check_reads_the_device(self, gpu_backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
         _, w1, _, w2 = models(200, 9, 6, 1, "bf16")
         pair, tensors = gl.UnembeddingPair(w1, w2), [device.tensor(w) for w in (w1, w2)]
-        for module in (_checks, _device):
+        for module in (arguments, gpu_arrays):
             monkeypatch.setattr(module, "gpu_of", lambda a: "cuda:0" if isinstance(a, torch.Tensor) else "")
-        monkeypatch.setattr(_factors.Columns, "fingerprint", None)
+        monkeypatch.setattr(stacked_weights.Columns, "fingerprint", None)
         pair.check(*tensors)
         for side, row, column in ((0, 199, 8), (1, 0, 0)):
             changed = [w.clone() for w in tensors]
@@ -276,10 +278,10 @@ class TestBetweenDevices:
         item = cases.DTYPES[dtype].itemsize
         bits = np.random.default_rng([item, width]).integers(0, 256, (2, 11, width * item), dtype=np.uint8)
         w1, w2 = bits.view(cases.DTYPES[dtype])
-        plain = _factors.Columns("f", w1, w2, None, None, None)
+        plain = stacked_weights.Columns("f", w1, w2, None, None, None)
         tensors = [torch.from_numpy(w.view(f"i{item}")).view(getattr(torch, w.dtype.name)) for w in (w1, w2)]
         place = "cuda" if device.label() == "cuda" else "cpu"
-        there = _factors.Columns("f", *(w.to(place) for w in tensors), None, None, None)
-        from gramless import _device_weights
+        there = stacked_weights.Columns("f", *(w.to(place) for w in tensors), None, None, None)
+        from gramless.predictions import gpu_factorization
 
-        assert _device_weights.fingerprint_on_gpu(there, BACKEND) == plain.fingerprint()
+        assert gpu_factorization.fingerprint_on_gpu(there, BACKEND) == plain.fingerprint()

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 import gramless as gl
-from gramless import _dispatch, ops
-from gramless._triton import _gram_error, _gram_plan, _gram_tile, _launch
+from gramless import ops
 from gramless._triton import gram_sums as kernel
+from gramless._triton.gram import kernel_functions, plan, sampled_error
+from gramless._triton.tiles import launch
+from gramless.ops import backends as ops_backends
 from support import backends, bounds, cases, device, gpu_bounds, grams
 from support.backends import Backend
 
@@ -47,7 +49,7 @@ def few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles of 32 rows, whose columns are taken in two parts."""
-    small = (_gram_plan.TileConfig(32, 32, 32, 4, 2, parts=2),)
+    small = (plan.TileConfig(32, 32, 32, 4, 2, parts=2),)
     for precision in kernel.CONFIGS:
         monkeypatch.setitem(kernel.CONFIGS, precision, {"interpret": small, "sm_80": small})
 
@@ -55,7 +57,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces of 128 rows, two of which are held."""
-    monkeypatch.setattr(_launch, "WORKSPACE_BYTES", 1)
+    monkeypatch.setattr(launch, "WORKSPACE_BYTES", 1)
 
 
 def call(x: object, y: object, **keywords: object) -> dict:
@@ -123,7 +125,7 @@ class TestRounding:
         sample = np.array([[-2.0], [2.0], [0.0]]) if offset == 0 else np.zeros((3, 1))
         widths = np.array([1.0, 2.0]) * (0.5 if offset == 0 else 1.0)
         rows, zeros = (device.tensor(a.astype(np.float32)) for a in (steps, np.zeros((256, 1))))
-        fitted = _gram_tile.fit(
+        fitted = kernel_functions.fit(
             rows,
             name,
             widths,
@@ -133,7 +135,7 @@ class TestRounding:
             precision="fast",
         )
         assert fitted.offsets.tolist() == [offset, offset]
-        got = device.to_host(_gram_error._values(zeros, rows, fitted))[:, 0]
+        got = device.to_host(sampled_error._values(zeros, rows, fitted))[:, 0]
         for s, width in enumerate(widths):
             t = steps[:, 0] ** 2 / (2 * width**2) if name == "rbf" else steps[:, 0] / width
             gpu_bounds.assert_relative_values(got[s], np.expm1(-t) if offset else np.exp(-t), t, f"width {width}")
@@ -206,7 +208,7 @@ class TestBlocks:
         """Each tile has the sums over its rows and its columns, and its squares twice, but for one on the diagonal."""
         x, y = integers(70)
         sides = [
-            kernel.Side(a, _gram_tile.fit(a, "linear", None, degree=1, coef0=0.0, precision=precision))
+            kernel.Side(a, kernel_functions.fit(a, "linear", None, degree=1, coef0=0.0, precision=precision))
             for a in map(device.tensor, (x, y))
         ]
         total = kernel.Total(sides, precision)
@@ -256,7 +258,7 @@ class TestBlocks:
         grams.assert_arrays(got, x, y, name)
 
     def test_block_rows_bound_the_bytes(self) -> None:
-        for precision in _dispatch.PRECISIONS:
+        for precision in ops_backends.PRECISIONS:
             for p, q in ((1, 0), (512, 512), (4096, 4096), (100_000, 100_000)):
                 for bandwidths in (1, 10):
                     rows = kernel.default_block_rows(p, q, precision, bandwidths)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import gramless as gl
-from gramless._triton import _grid_plan, _launch
-from gramless.grids.carry import Carry
+from gramless._triton.layer_grid import plan
+from gramless._triton.tiles import launch
+from gramless.layers.leftover_rows import Carry
 from support import bounds, cases, device, gpu_grids, grids
 from support.gpu_grids import fed, result
 
@@ -104,14 +105,14 @@ class TestValue:
     @pytest.mark.parametrize(("kernel", "width"), RULES)
     def test_bands_of_rows(self, monkeypatch: pytest.MonkeyPatch, kernel: str, width: float | str | None) -> None:
         """With room for a block of rows at a time, and bandwidths from one layer at a time."""
-        monkeypatch.setattr(_launch, "WORKSPACE_BYTES", 1)
+        monkeypatch.setattr(launch, "WORKSPACE_BYTES", 1)
         parts = parts_of(sizes=(70,))
         gpu_grids.assert_tables(fed(parts, kernel, width).table("test"), gpu_grids.reference(parts, kernel, width))
 
     def test_bandwidths_of_many_rows_are_those_of_some(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where a batch goes by bands, of evenly spaced rows."""
-        monkeypatch.setattr(_launch, "WORKSPACE_BYTES", 1)
-        monkeypatch.setattr(_grid_plan, "EXACT_ROWS", 40)
+        monkeypatch.setattr(launch, "WORKSPACE_BYTES", 1)
+        monkeypatch.setattr(plan, "EXACT_ROWS", 40)
         ((xs, ys),) = parts_of(sizes=(70,))
         made = fed([(xs, ys)], "rbf", "median")
         for x, width in zip([*xs.values(), *ys.values()], made._grid._fixed.bandwidths.tolist(), strict=True):

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 import gramless as gl
-from gramless import _arrivals, logit_ops
-from gramless._arrivals import Arrivals
+from gramless._base import async_host_copies
+from gramless._base.async_host_copies import AsyncHostCopies
+from gramless.ops import logit_pairs
 from support import bounds, contract, device
 from support.late_batches import (
     BACKEND,
@@ -32,8 +33,8 @@ from support.late_batches import (
     stream,
     tensors,
 )
-from test_accumulators import logit_pairs_subject, pair_rows
-from test_distributed import launch
+from support.processes import launch
+from support.subjects import logit_pairs_subject, pair_rows
 
 
 class TestPending:
@@ -82,7 +83,7 @@ class TestPending:
 
     @pytest.mark.parametrize(("name", "most"), [("PENDING_BATCHES", 3), ("PENDING_BYTES", 4000)])
     def test_is_bounded(self, defined: None, monkeypatch: pytest.MonkeyPatch, name: str, most: int) -> None:
-        monkeypatch.setattr(_arrivals, name, most)
+        monkeypatch.setattr(async_host_copies, name, most)
         made, want = stream(), gl.LogitPairs(W1, W2)
         for _ in range(20):
             made.update(*tensors(H1[:7], H2[:7]))
@@ -125,15 +126,15 @@ class Passed:
 
 
 class TestArrivals:
-    def sent(self, count: int) -> tuple[Arrivals, list[Passed]]:
-        arrivals, events = Arrivals(), [Passed() for _ in range(count)]
+    def sent(self, count: int) -> tuple[AsyncHostCopies, list[Passed]]:
+        arrivals, events = AsyncHostCopies(), [Passed() for _ in range(count)]
         for k, event in enumerate(events):
             arrivals.send({"k": torch.full((3,), k)}, k)
             arrivals._pending[k] = arrivals._pending[k]._replace(event=event)
         return arrivals, events
 
     def test_kinds(self) -> None:
-        arrivals = Arrivals()
+        arrivals = AsyncHostCopies()
         given = {
             "f": np.array([np.nan, -0.0, 1e-310]),
             "i": np.array([-1, 2**62 + 1, 7]),
@@ -157,7 +158,7 @@ class TestArrivals:
         assert [event.waited for event in events] == [False, False, True, True]
 
     def test_too_many(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(_arrivals, "PENDING_BATCHES", 2)
+        monkeypatch.setattr(async_host_copies, "PENDING_BATCHES", 2)
         arrivals, events = self.sent(5)
         assert [about for _, about in arrivals.arrived()] == [0, 1, 2]
         assert [event.waited for event in events] == [True, True, True, False, False]
@@ -166,7 +167,7 @@ class TestArrivals:
 @pytest.fixture
 def untold(on_gpu: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[gl.LogitPairs]:
     """A stream of which nothing comes; from then on no tensor may be looked at."""
-    monkeypatch.setattr(Arrivals, "_has_come", lambda _: False)
+    monkeypatch.setattr(AsyncHostCopies, "_has_come", lambda _: False)
     made = stream()
     with monkeypatch.context() as patch:
         device.forbid_looks(patch)
@@ -224,7 +225,7 @@ class TestDevices:
             told.append((keywords["precision"], keywords["workspace"]))
             return by_definition(*heads, **keywords)
 
-        monkeypatch.setattr(logit_ops, "unread_logit_pairs", noting)
+        monkeypatch.setattr(logit_pairs, "unread_logit_pairs", noting)
         fed(precision="fast", workspace=1000).finalize()
         gl.compare_logits(*tensors(*MODELS), precision="exact", workspace=999, backend=BACKEND)
         assert told == [("fast", 1000)] * 3 + [("exact", 999)]

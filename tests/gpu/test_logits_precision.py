@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from gramless import _checks, _device, _dispatch, _logit_checks, logit_ops, ops
-from gramless._triton import _logit_pass, logit_pairs, logsumexp
+from gramless import ops
+from gramless._base import arguments, gpu_arrays
+from gramless._triton import logit_pairs, logsumexp
+from gramless._triton.logits import chunks
 from gramless.measures import logits as values
+from gramless.ops import backends, logit_arguments
+from gramless.ops import logit_pairs as ops_logit_pairs
 from support import bounds, device, gpu_grids, logit_truth, logits
 from support.backends import Backend
 
@@ -24,9 +28,9 @@ KINDS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "
 @pytest.fixture
 def pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of few rows and labels, where the workspace is small."""
-    monkeypatch.setattr(_logit_pass, "_MOST_ROWS", 1)
-    monkeypatch.setattr(_logit_pass, "_LEAST_ROWS", 1)
-    monkeypatch.setattr(_logit_pass, "_LEAST_LABELS", 1)
+    monkeypatch.setattr(chunks, "_MOST_ROWS", 1)
+    monkeypatch.setattr(chunks, "_LEAST_ROWS", 1)
+    monkeypatch.setattr(chunks, "_LEAST_LABELS", 1)
 
 
 def tensors(inputs: logits.Inputs) -> list[torch.Tensor]:
@@ -36,7 +40,7 @@ def tensors(inputs: logits.Inputs) -> list[torch.Tensor]:
 def run(inputs: logits.Inputs, **keywords: Any) -> dict[str, Any]:
     """The kernel, its results in NumPy."""
     flat = logit_pairs.logit_pairs(*tensors(inputs), **(dict(inputs.options) | keywords))
-    return _device.on_host(flat)
+    return gpu_arrays.on_host(flat)
 
 
 def terms(h: np.ndarray, w: np.ndarray) -> np.ndarray:
@@ -137,14 +141,14 @@ class TestChunks:
         inputs = case.inputs(dtype)
         got = run(inputs, divergences=True, workspace=workspace)
         want = logit_truth.known(case, dtype)
-        state = logit_ops.LogitPairState(**got)
+        state = ops_logit_pairs.LogitPairState(**got)
         logit_truth.assert_pairs(state, inputs, want, divergences=True)
 
     def test_one_model_in_chunks(self, gpu_backend: Backend, pieces: None, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(_logit_pass, "WORKSPACE_BYTES", 1)
+        monkeypatch.setattr(chunks, "WORKSPACE_BYTES", 1)
         inputs = CASE.inputs("fp64")
         flat = logsumexp.logsumexp(*tensors(inputs)[:2], **inputs.single)
-        logit_truth.assert_single(logit_ops.LogitState(**_device.on_host(flat)), inputs)
+        logit_truth.assert_single(ops_logit_pairs.LogitState(**gpu_arrays.on_host(flat)), inputs)
 
     @pytest.mark.parametrize("whole", [False, True])
     @pytest.mark.parametrize("tile", [(128, 256), (64, 128), (128, 512)], ids=str)
@@ -153,7 +157,7 @@ class TestChunks:
     def test_shapes_keep_to_the_workspace(
         self, n: int, labels: int, numbers: int, tile: tuple[int, int], whole: bool
     ) -> None:
-        rows, columns = _logit_pass.shape_of(n, labels, tile, numbers, whole=whole)
+        rows, columns = chunks.shape_of(n, labels, tile, numbers, whole=whole)
         assert rows % tile[0] == 0 == columns % tile[1]
         assert rows > 0 < columns
         # one tile there always is
@@ -163,8 +167,8 @@ class TestChunks:
 
     def test_all_labels_of_many_rows_where_they_are_read_again(self) -> None:
         """512 MiB of two models at the size of the target: what JS reads again is there."""
-        whole = _logit_pass.shape_of(16384, 131072, (128, 256), 2**26, whole=True)
-        once = _logit_pass.shape_of(16384, 131072, (128, 256), 2**26, whole=False)
+        whole = chunks.shape_of(16384, 131072, (128, 256), 2**26, whole=True)
+        once = chunks.shape_of(16384, 131072, (128, 256), 2**26, whole=False)
         assert whole == (512, 131072)
         assert once == (2048, 32768)
 
@@ -226,8 +230,8 @@ class TestNoWait:
 
     def test_checked_models(self, forbidden: None) -> None:
         h, w = torch.zeros((30, 8)), torch.zeros((900, 8))
-        heads = [_logit_checks.head("f", h, w, None, None, number) for number in "12"]
-        flat = logit_ops.unread_logit_pairs(*heads, divergences=True, targets=torch.zeros(30, dtype=torch.int64))
+        heads = [logit_arguments.head("f", h, w, None, None, number) for number in "12"]
+        flat = ops_logit_pairs.unread_logit_pairs(*heads, divergences=True, targets=torch.zeros(30, dtype=torch.int64))
         with pytest.raises(AssertionError, match="waited"):
             float(flat["js"][0])
 
@@ -247,10 +251,10 @@ class TestCapture:
     @pytest.mark.parametrize("repeat", gpu_grids.REPEATS)
     def test_the_same_results_again(self, gpu_backend: Backend, repeat: str) -> None:
         arrays = tensors(logits.TYPICAL.inputs("bf16"))
-        want = _device.on_host(logit_pairs.logit_pairs(*arrays, divergences=True))
+        want = gpu_arrays.on_host(logit_pairs.logit_pairs(*arrays, divergences=True))
         found: dict[str, Any] = {}
         gpu_grids.REPEATS[repeat](lambda: found.update(logit_pairs.logit_pairs(*arrays, divergences=True)))
-        bounds.assert_same_dicts(_device.on_host(found), want, repeat)
+        bounds.assert_same_dicts(gpu_arrays.on_host(found), want, repeat)
 
 
 class TestPublic:
@@ -282,17 +286,17 @@ class TestPublic:
 
     def test_devices_must_agree(self, gpu_backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
         inputs = CASE.inputs("fp32")
-        monkeypatch.setattr(_checks, "gpu_of", lambda a: "cuda:0" if a is inputs.w2 else "")
+        monkeypatch.setattr(arguments, "gpu_of", lambda a: "cuda:0" if a is inputs.w2 else "")
         with pytest.raises(RuntimeError, match="h1 and w2 on the same device, got h1 on the host and w2 on cuda:0"):
             ops.logit_pairs(*inputs.arrays)
 
     @pytest.mark.parametrize("backend", ["cpu", "reference"])
     def test_backends_of_the_host_say_so(self, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
-        monkeypatch.setattr(_checks, "gpu_of", lambda _: "cuda:0")
+        monkeypatch.setattr(arguments, "gpu_of", lambda _: "cuda:0")
         with pytest.raises(RuntimeError, match=f"backend='{backend}' reads host memory"):
             ops.logit_pairs(*CASE.inputs("fp32").arrays, backend=backend)
 
     def test_precision(self) -> None:
         with pytest.raises(ValueError, match="precision to be one of 'fast', 'high', 'exact', got 'low'"):
             ops.logsumexp(*CASE.inputs("fp32").arrays[:2], precision="low")
-        assert _dispatch.PRECISIONS == PRECISIONS
+        assert backends.PRECISIONS == PRECISIONS

@@ -9,9 +9,9 @@ import torch
 
 import gramless as gl
 from gramless import ops
-from gramless._triton import _launch, _moment_tiles
 from gramless._triton import moments as kernel
-from gramless._triton._launch import Config
+from gramless._triton.tiles import launch, moment_products
+from gramless._triton.tiles.launch import Config
 from support import bounds, cases, device, judge, oracle
 from support.backends import Backend
 
@@ -51,11 +51,11 @@ def planes(x: np.ndarray, pivot: np.ndarray, precision: str) -> list[np.ndarray]
 def cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of 256 rows, added in twos, in parts of 128 rows, and tiles of 32 x 64 features."""
     monkeypatch.setattr(kernel, "_chunk_rows", lambda n, width, precision: 256)
-    monkeypatch.setattr(_launch, "processors", lambda where: 1000)
-    monkeypatch.setattr(_moment_tiles, "_CHUNKS", 2)
-    monkeypatch.setattr(_moment_tiles, "_LEAST_ROWS", 128)
+    monkeypatch.setattr(launch, "processors", lambda where: 1000)
+    monkeypatch.setattr(moment_products, "_CHUNKS", 2)
+    monkeypatch.setattr(moment_products, "_LEAST_ROWS", 128)
     small = {"interpret": (Config(32, 64, 128, 4, 1),), "sm_80": (Config(32, 64, 32, 4, 2),)}
-    for table in (_moment_tiles.CONFIGS, _moment_tiles.NARROW):
+    for table in (moment_products.CONFIGS, moment_products.NARROW):
         for precision in table:
             monkeypatch.setitem(table, precision, small)
 
@@ -159,7 +159,7 @@ class TestChunks:
         """Planes and tiles of a call of any size, from the shapes alone."""
         for n, p, q, precision in ((10**6, 4096, 4096, "fast"), (10**6, 64, 64, "high"), (10**5, 4096, 0, "exact")):
             planned = kernel.scratch_bytes(n, p, q, precision)
-            assert 0 < planned <= bounds.MEMORY_FACTOR * 2 * _launch.WORKSPACE_BYTES + bounds.MEMORY_SLACK_BYTES
+            assert 0 < planned <= bounds.MEMORY_FACTOR * 2 * launch.WORKSPACE_BYTES + bounds.MEMORY_SLACK_BYTES
 
 
 class TestGiants:

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import gramless as gl
-from gramless import _checks
-from gramless._triton import _launch
+from gramless._base import arguments
+from gramless._triton.tiles import launch
 from support import bounds, cases, device, memory
 
 CASE = cases.Case("gpu_public", "several chunks of a stream", 300, 20, 7)
@@ -213,19 +213,19 @@ except RuntimeError as error:
         assert "expected Triton 3.5 or newer, got 3.4.0" in memory.run(program)
 
     def test_arrays_of_the_host_need_a_gpu(self, arrays: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(_launch, "interpreting", lambda: False)
+        monkeypatch.setattr(launch, "interpreting", lambda: False)
         with pytest.raises(RuntimeError, match="backend='cuda' needs tensors on a GPU, got arrays in host memory"):
             gl.cka(*arrays, backend="cuda")
 
     def test_arrays_on_two_devices(self, arrays: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         x, y = arrays
-        monkeypatch.setattr(_checks, "gpu_of", lambda a: "cuda:1" if a is y else "")
+        monkeypatch.setattr(arguments, "gpu_of", lambda a: "cuda:1" if a is y else "")
         with pytest.raises(RuntimeError, match="x and y on the same device, got x on the host and y on cuda:1"):
             gl.moments(x, y)
 
     @pytest.mark.parametrize("backend", ["cpu", "reference"])
     def test_backends_of_the_host(self, arrays: Any, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
-        monkeypatch.setattr(_checks, "gpu_of", lambda _: "cuda:0")
+        monkeypatch.setattr(arguments, "gpu_of", lambda _: "cuda:0")
         with pytest.raises(RuntimeError, match=f"backend='{backend}' reads host memory, .* on cuda:0"):
             gl.moments(*arrays, backend=backend)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import gramless as gl
-from gramless import _checks
+from gramless._base import arguments
 from support import bounds, device
 
 BACKEND = "auto" if device.label() == "cuda" else "cuda"
@@ -132,7 +132,7 @@ def test_refusals(layers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="changed number of features: x/b 20 to 19"):
         stream.update(xs | {"b": xs["b"][:, 1:]}, ys)
     assert stream.n == 30
-    monkeypatch.setattr(_checks, "gpu_of", lambda x: "cuda:1" if tuple(x.shape) == (30, 5) else "cuda:0")
+    monkeypatch.setattr(arguments, "gpu_of", lambda x: "cuda:1" if tuple(x.shape) == (30, 5) else "cuda:0")
     with pytest.raises(RuntimeError, match="same device"):
         stream.update(xs, ys)
 

@@ -7,8 +7,8 @@ import torch
 import triton
 import triton.language as tl
 
-from gramless._triton import _launch
-from gramless._triton._tile import grouped, grouped_triangle, triangle
+from gramless._triton.tiles import launch
+from gramless._triton.tiles.order import grouped, grouped_triangle, triangle
 from support import device
 from support.backends import Backend
 
@@ -34,7 +34,7 @@ def order(kind: int, start: int, count: int, tiles_i: int, tiles_j: int, group: 
     place = "cuda" if device.label() == "cuda" else "cpu"
     out = torch.zeros((2, count), dtype=torch.int32, device=place)
     block = triton.next_power_of_2(count)
-    _launch.launch(
+    launch.launch(
         _orders_kernel, (1,), out, start, count, tiles_i, tiles_j, ORDER=kind, GROUP=group, BLOCK=block, num_warps=4
     )
     return list(zip(*out.tolist(), strict=True))

@@ -14,12 +14,12 @@ import numpy as np
 from support import device
 
 if TYPE_CHECKING:
-    from gramless._logits import LogitPairState, LogitState
+    from gramless.states.logits import LogitPairState, LogitState
 
 
 def listed(stem: str | None = None) -> tuple[str, ...]:
     """The host backends of the dispatch table, the compiled one also at its lowest level, and the GPU of a stem."""
-    from gramless._dispatch import BACKENDS
+    from gramless.ops.backends import BACKENDS
 
     hosts = [name for name in dict.fromkeys(b for stem in BACKENDS.values() for b in stem) if name != "cuda"]
     gpu = (device.label(),) if stem is not None and device.has_triton() and device.has_kernel(stem) else ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from gramless.integrations import cli
+from gramless.cli import main
 from support import memory
 
 GRAMLESS = [sys.executable, "-m", "gramless"]
@@ -19,7 +19,7 @@ def run(*words, **options):
 
 def failed(capsys, *words):
     """The one line of an error."""
-    assert cli.main([str(word) for word in words]) == 2
+    assert main.main([str(word) for word in words]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("gramless: error: ")

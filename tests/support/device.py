@@ -89,12 +89,12 @@ def call(function: Callable[..., dict], *arguments: object, **keywords: Any) -> 
 
     Arrays given by name are handed over as they are, as pivots are.
     """
-    from gramless import _device
+    from gramless._base import gpu_arrays
 
     on_device = [_on_device(argument) for argument in arguments]
     flat = function(*on_device, **{"precision": "exact"} | keywords)
     if keywords.get("nonfinite", "raise") == "raise":
-        finite = _device.judge(function.__name__, flat, _row_count(on_device))
+        finite = gpu_arrays.judge(function.__name__, flat, _row_count(on_device))
         refuse_overflow(function.__name__, finite)
     return {key: to_host(value) for key, value in flat.items() if not key.startswith(("bad_", "zero_"))}
 
@@ -124,9 +124,10 @@ def say_that_tensors_are_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         return
     import torch
 
-    from gramless import _checks, _device
+    from gramless._base import arguments as base_arguments
+    from gramless._base import gpu_arrays
 
-    for module in (_checks, _device):
+    for module in (base_arguments, gpu_arrays):
         monkeypatch.setattr(module, "gpu_of", lambda a: "cuda:0" if isinstance(a, torch.Tensor) else "")
 
 
@@ -134,12 +135,12 @@ def forbid_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Refuse every look at a tensor, as what would wait for the device; kernels leave what they find."""
     import torch
 
-    from gramless._triton import _launch
+    from gramless._triton.tiles import launch
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("something has waited for the device")
 
-    monkeypatch.setattr(_launch, "launch", lambda *_, **__: None)
+    monkeypatch.setattr(launch, "launch", lambda *_, **__: None)
     for name in _LOOKS:
         monkeypatch.setattr(torch.Tensor, name, refuse)
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from gramless._triton import _launch
+from gramless._triton.tiles import launch as tiles_launch
 from support import bounds, device
 
 
@@ -67,7 +67,7 @@ def _arrays_are_copied() -> Iterator[None]:
 @contextmanager
 def _nothing_lingers() -> Iterator[None]:
     """The interpreter leaves cycles behind, which hold the tensors of a launch."""
-    launch = _launch.launch
+    launch = tiles_launch.launch
 
     def collected(*arguments: Any, **keywords: Any) -> None:
         launch(*arguments, **keywords)
@@ -75,7 +75,7 @@ def _nothing_lingers() -> Iterator[None]:
 
     gc.freeze()
     try:
-        with mock.patch.object(_launch, "launch", collected):
+        with mock.patch.object(tiles_launch, "launch", collected):
             yield
     finally:
         gc.unfreeze()

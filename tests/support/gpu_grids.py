@@ -11,11 +11,12 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 import gramless as gl
-from gramless._triton import _grid, _launch
-from gramless.grids.batches import BatchTable
-from gramless.grids.device import DeviceBatches
-from gramless.grids.sides import matrix_of
-from gramless.grids.tiles import GridKernel, grid_sums
+from gramless._triton.layer_grid import grid as layer_grid_grid
+from gramless._triton.tiles import launch
+from gramless.layers.batch_moments import BatchTable
+from gramless.layers.gpu_batches import DeviceBatches
+from gramless.layers.names import matrix_of
+from gramless.layers.tiles import GridKernel, grid_sums
 from support import bounds, device, grids, oracle
 
 Part = tuple[grids.Layers, grids.Layers | None]
@@ -67,7 +68,7 @@ def empty(
     """Batches of no rows yet."""
     layers = tensors(part)
     return DeviceBatches(
-        _grid,
+        layer_grid_grid,
         "test",
         {name: rows.shape[1] for name, rows in layers.items()},
         kernel_of(kernel, bandwidth, scale),
@@ -206,12 +207,12 @@ class NoWaiting(TorchFunctionMode):
 def recorded() -> Iterator[list[tuple[Any, tuple[Any, ...]]]]:
     """Kernels and arguments of all launches, none of which runs."""
     found: list[tuple[Any, tuple[Any, ...]]] = []
-    before = _launch.launch
-    _launch.launch = lambda kernel, grid, *arguments, **keywords: found.append((kernel, arguments))
+    before = launch.launch
+    launch.launch = lambda kernel, grid, *arguments, **keywords: found.append((kernel, arguments))
     try:
         yield found
     finally:
-        _launch.launch = before
+        launch.launch = before
 
 
 def _without_reads(update: Callable[[], None]) -> None:

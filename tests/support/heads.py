@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gramless import _factors
+from gramless.predictions import factorization
 from support import bounds, cases
 
 LONG = np.longdouble
@@ -46,4 +46,4 @@ def assert_rows(got: np.ndarray, want: np.ndarray, bound: float = bounds.SAME_FP
 
 def factor_by(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Force the way a factor is found."""
-    monkeypatch.setattr(_factors, "GRAM_ERROR", {"gram": np.inf, "qr": 0.0}[method])
+    monkeypatch.setattr(factorization, "GRAM_ERROR", {"gram": np.inf, "qr": 0.0}[method])

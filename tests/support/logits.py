@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from gramless._logits import OPTIONS as OPTIONS_OF_STATES
-from gramless._logits import LogitPairState, LogitState
 from gramless.measures import logits as values
+from gramless.states.logits import OPTIONS as OPTIONS_OF_STATES
+from gramless.states.logits import LogitPairState, LogitState
 from support.backends import Backend
 from support.cases import DTYPES
 

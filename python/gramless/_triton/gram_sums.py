@@ -20,16 +20,16 @@ import triton
 import triton.language as tl
 from numpy.typing import NDArray
 
-from . import _launch
-from ._gram_blocks import Block, Side
-from ._gram_error import sampled_error
-from ._gram_plan import CONFIGS, Piece, Plan
-from ._gram_plan import default_block_rows as default_block_rows
-from ._gram_plan import scratch_bytes as scratch_bytes
-from ._gram_tile import CHUNK, PARAMETERS, fit, inside, measures, products, split, values
-from ._launch import Config, cdiv
-from ._rows import ROWS
-from ._tile import grouped, grouped_triangle
+from .gram.blocks import Block, Side
+from .gram.kernel_functions import CHUNK, PARAMETERS, fit, inside, measures, products, split, values
+from .gram.plan import CONFIGS, Piece, Plan
+from .gram.plan import default_block_rows as default_block_rows
+from .gram.plan import scratch_bytes as scratch_bytes
+from .gram.sampled_error import sampled_error
+from .tiles import launch
+from .tiles.launch import Config, cdiv
+from .tiles.order import grouped, grouped_triangle
+from .tiles.packed_rows import ROWS
 
 # so few rows are computed in float64, as on the host
 ROWS_IN_FLOAT64 = 1024
@@ -102,7 +102,7 @@ class Total:
         self.plan = Plan.of([int(side.array.shape[1]) for side in sides], precision, self.count)
         configs, rows = CONFIGS[precision]["interpret"], min(sides[0].array.shape[0], self.plan.rows)
         fits = [one for one in configs if one.block_i >= rows]
-        self.config = (fits or configs[-1:])[0] if _launch.interpreting() else None
+        self.config = (fits or configs[-1:])[0] if launch.interpreting() else None
         self.padding = max(ROWS, self.config.block_i) if self.config else ROWS
 
     def add(self, left: Piece, right: Piece) -> None:
@@ -116,7 +116,7 @@ class Total:
             def time(one: Config) -> None:
                 self.run(one, blocks, apart)
 
-            self.config = _launch.config(configs, self.device, key, time)
+            self.config = launch.config(configs, self.device, key, time)
         sums, partials = self.run(self.config, blocks, apart)
         self.sums += sums.sum(dim=2)
         for side, (rows, columns), (block, _) in zip(self.sides, partials, blocks, strict=True):
@@ -158,7 +158,7 @@ class Total:
         ]
         planes = [(block_i.rows.planes, block_j.rows.planes) for block_i, block_j in blocks]
         widths = [of_i.shape[2] for of_i, _ in planes]
-        _launch.launch(
+        launch.launch(
             _gram_sums_kernel,
             (tiles,),
             *arrays[0],

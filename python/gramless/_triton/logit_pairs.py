@@ -24,9 +24,9 @@ import torch
 import triton
 import triton.language as tl
 
-from ._logit_divergences import add_divergences
-from ._logit_pass import Head, Pass
-from ._logit_sums import (
+from .logits.chunks import Head, Pass
+from .logits.divergences import add_divergences
+from .logits.row_sums import (
     LARGEST,
     above,
     any_of,
@@ -40,7 +40,7 @@ from ._logit_sums import (
     target_of,
     wide,
 )
-from ._logit_values import label_at, read_logits, row_places
+from .logits.tile_values import label_at, read_logits, row_places
 
 # of a state: for each model the largest logit, its place, whether something is not finite, the logit of the target,
 # sums of powers of e, of these times logits and times delta, and whether it alone can predict a label; labels that can

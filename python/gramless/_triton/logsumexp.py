@@ -18,8 +18,8 @@ import torch
 import triton
 import triton.language as tl
 
-from ._logit_pass import Head, Pass
-from ._logit_sums import (
+from .logits.chunks import Head, Pass
+from .logits.row_sums import (
     LARGEST,
     above,
     any_of,
@@ -31,7 +31,7 @@ from ._logit_sums import (
     target_of,
     wide,
 )
-from ._logit_values import label_at, read_logits, row_places
+from .logits.tile_values import label_at, read_logits, row_places
 
 # of a state: largest logit, its place, whether something is not finite, the logit of the target, sums of powers of e,
 # of these times logits, of their squares, and labels that can be; and of the results

@@ -22,10 +22,10 @@ import triton
 import triton.language as tl
 from numpy.typing import NDArray
 
-from . import _launch, _rows
-from ._giants import MOST, Giants
-from ._launch import cdiv
-from ._moment_tiles import MOST_ROWS, SLACK, Features, Tiles, tile_bytes
+from .tiles import launch, packed_rows
+from .tiles.launch import cdiv
+from .tiles.moment_products import MOST_ROWS, SLACK, Features, Tiles, tile_bytes
+from .tiles.outlier_rows import MOST, Giants
 
 # sums of columns: of d, d^3, d^4, and of d weighted by a and b
 _SUMS = tl.constexpr(5)
@@ -63,23 +63,23 @@ def scratch_bytes(n: int, p: int, q: int, precision: str) -> int:
     width = _padded(p) + _padded(q)
     rows = _chunk_rows(n, width, precision)
     tiles = tile_bytes(p, q, rows, precision, "sm_90", 132)
-    giants = 0 if precision == "exact" else 8 * width * cdiv(MOST * cdiv(n, rows), _rows.ROWS) * _rows.ROWS
+    giants = 0 if precision == "exact" else 8 * width * cdiv(MOST * cdiv(n, rows), packed_rows.ROWS) * packed_rows.ROWS
     # planes; squares of both sides, and their products; sums of columns, and those of a chunk
-    per_row = _rows.packed_bytes(_rows.ROWS, width, precision) // _rows.ROWS + 8 + 32
+    per_row = packed_rows.packed_bytes(packed_rows.ROWS, width, precision) // packed_rows.ROWS + 8 + 32
     return rows * per_row + tiles + 2 * giants + 8 * int(_SUMS.value) * width * (cdiv(rows, _COLUMN_ROWS) + 2)
 
 
 def _padded(p: int) -> int:
-    return cdiv(p, _rows.FEATURES) * _rows.FEATURES
+    return cdiv(p, packed_rows.FEATURES) * packed_rows.FEATURES
 
 
 def _chunk_rows(n: int, width: int, precision: str) -> int:
     """Return rows whose planes, and the tiles of whose programs, take no more than the workspace, 128 at the least."""
-    planes = _launch.WORKSPACE_BYTES // _rows.packed_bytes(_rows.ROWS, width, precision)
+    planes = launch.WORKSPACE_BYTES // packed_rows.packed_bytes(packed_rows.ROWS, width, precision)
     # half of all products, in the number that tiles have
-    programs = max(1, _launch.WORKSPACE_BYTES // ((4 if precision == "exact" else 2) * width**2))
-    most = min(max(1, planes), programs * MOST_ROWS // _rows.ROWS)
-    return min(cdiv(n, _rows.ROWS), most) * _rows.ROWS
+    programs = max(1, launch.WORKSPACE_BYTES // ((4 if precision == "exact" else 2) * width**2))
+    most = min(max(1, planes), programs * MOST_ROWS // packed_rows.ROWS)
+    return min(cdiv(n, packed_rows.ROWS), most) * packed_rows.ROWS
 
 
 @dataclass
@@ -96,13 +96,13 @@ class _Side:
     @classmethod
     def of(cls, name: str, array: torch.Tensor, pivot: Any, wide: bool, precision: str, column: int) -> _Side:
         if pivot is None:
-            found = _rows.pivot_of(array)
+            found = packed_rows.pivot_of(array)
         else:
             # a copy in any case: what comes back is the caller's to write to
             given = torch.as_tensor(pivot, dtype=torch.float64, device=array.device).clone()
-            found = _rows.rounded(given, wide).contiguous()
+            found = packed_rows.rounded(given, wide).contiguous()
         # float64 has room for all powers
-        unit = None if precision == "exact" else _rows.unit_of(array, found)
+        unit = None if precision == "exact" else packed_rows.unit_of(array, found)
         features = Features(int(array.shape[1]), column, None if unit is None else unit.reciprocal())
         bad = torch.full((), array.shape[0], dtype=torch.int64, device=array.device)
         return cls(name, array, found, unit, features, bad)
@@ -125,7 +125,7 @@ class _Sums:
         self.n, device = int(sides[0].array.shape[0]), sides[0].array.device
         self.width = sum(side.width for side in sides)
         self.chunk_rows = _chunk_rows(self.n, self.width, precision)
-        terms, dtype = _rows.terms_of(precision), _rows.dtype_of(precision)
+        terms, dtype = packed_rows.terms_of(precision), packed_rows.dtype_of(precision)
         held = torch.empty(terms * self.chunk_rows * self.width + SLACK, dtype=dtype, device=device)
         # the last tile reads beyond the last row, though to no end
         held[-SLACK:].zero_()
@@ -143,13 +143,13 @@ class _Sums:
 
     def add(self, start: int) -> None:
         """Add the rows of one chunk."""
-        rows = min(cdiv(self.n - start, _rows.ROWS) * _rows.ROWS, self.chunk_rows)
+        rows = min(cdiv(self.n - start, packed_rows.ROWS) * packed_rows.ROWS, self.chunk_rows)
         planes, squares = self.planes[:, :rows], self.squares[:, :rows]
         arrays = []
         for place, side in enumerate(self.sides):
             part, column = side.array[start : start + rows], side.features.column
             into = planes[:, :, column : column + side.width], squares[place]
-            bad = _rows.pack(part, side.pivot, self.precision, unit=side.unit, into=into).first_bad
+            bad = packed_rows.pack(part, side.pivot, self.precision, unit=side.unit, into=into).first_bad
             bad = torch.where(bad < part.shape[0], bad + start, self.n)
             side.first_bad = torch.minimum(side.first_bad, bad)
             arrays.append((part, side.pivot, column))
@@ -163,11 +163,11 @@ class _Sums:
         """Return sums over rows of d and its powers, and of d weighted by the squares of either side."""
         terms, rows, width = planes.shape
         # a thread reads 16 bytes of a row at a time, where warps have 32 threads, and where they have 64
-        together = 8 if _launch.architecture(planes.device).startswith("gfx") else 4
-        block_n, block_p, ahead = (128, 512, 1) if _launch.interpreting() else (together, 256, 4)
+        together = 8 if launch.architecture(planes.device).startswith("gfx") else 4
+        block_n, block_p, ahead = (128, 512, 1) if launch.interpreting() else (together, 256, 4)
         parts = cdiv(rows, _COLUMN_ROWS)
         partials = torch.empty((parts, *self.columns.shape), dtype=torch.float64, device=planes.device)
-        _launch.launch(
+        launch.launch(
             _moments_columns_kernel,
             (cdiv(width, block_p), parts),
             planes,

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
-from .. import _arrays, _checks
-from .._checks import Array
+from .._base import arguments
+from .._base import arrays as base_arrays
+from .._base.arrays import Array, Float64
 from ..measures import identifiability as _measures
-from . import models
-from .roots import (
+from . import model_pair
+from .square_roots import (
     BLOCK_ROWS,
-    Float64,
     float64_blocks,
     float64_rows,
     mapped_rows,
@@ -70,7 +70,7 @@ def center_unembedding(w: Array) -> Array:
            [ 1.,  0.]])
     """
     function = "center_unembedding"
-    rows = _checks.rows(function, "w", w)
+    rows = arguments.rows(function, "w", w)
     mean = _mean(function, rows)
     xp = array_namespace(rows)
     wide = xp.float64 if "float64" in str(rows.dtype) else xp.float32
@@ -185,7 +185,7 @@ def label_similarity(h: Array, w: Array, labels: Any = None) -> Float64:
     if constant.any():
         chosen = np.arange(len(constant)) if labels is None else np.asarray(labels)
         raise ValueError(
-            f"{function}: the centred logits of labels {models.several(chosen[constant])} do not vary with h"
+            f"{function}: the centred logits of labels {model_pair.several(chosen[constant])} do not vary with h"
         )
     columns = scaled_columns(columns)
     columns = columns / np.linalg.norm(columns, axis=0)
@@ -194,11 +194,11 @@ def label_similarity(h: Array, w: Array, labels: Any = None) -> Float64:
 
 def _logits(function: str, h: Any, w: Any, labels: Any) -> tuple[Float64, Float64]:
     """Return the root (k, d) of the covariance of h, and w of labels, centred, as columns (d, m)."""
-    arrays = models.model(function, h, w)
+    arrays = model_pair.model(function, h, w)
     count = int(arrays["w"].shape[0])
     if labels is None and count > MOST_LABELS:
         raise ValueError(f"{function}: expected labels, since V = {count} is above {MOST_LABELS}: V x V would not fit")
-    chosen = np.arange(count) if labels is None else models.indices(function, "labels", labels, count)
+    chosen = np.arange(count) if labels is None else model_pair.indices(function, "labels", labels, count)
     if arrays["h"].shape[0] < 2:
         raise ValueError(f"{function}: expected at least 2 rows of h, got 1")
     root = root_of_rows(function, {"h": arrays["h"]}).covariance
@@ -308,11 +308,11 @@ def cosine_ambiguity(
     True
     """
     function = "cosine_ambiguity"
-    arrays = {"w": _checks.rows(function, "w", w)} if h is None else models.model(function, h, w)
+    arrays = {"w": arguments.rows(function, "w", w)} if h is None else model_pair.model(function, h, w)
     count, d = (int(length) for length in arrays["w"].shape)
-    labels = [models.index(function, name, value, count) for name, value in (("a", a), ("b", b))]
-    read = _arrays.readable(cosines)
-    targets = _checks.vector(function, "cosines", cosines, read.size if read is not None and read.size else 1)
+    labels = [model_pair.index(function, name, value, count) for name, value in (("a", a), ("b", b))]
+    read = base_arrays.try_as_numpy(cosines)
+    targets = arguments.vector(function, "cosines", cosines, read.size if read is not None and read.size else 1)
     if (abs(targets) > 1).any():
         raise ValueError(f"{function}: expected cosines in [-1, 1], got {targets.tolist()}")
     first, second = float64_rows(function, "w", arrays["w"], np.array(labels))
@@ -336,7 +336,7 @@ def cosine_ambiguity(
         raise ValueError(f"{function}: translations overflow; scale the data down")
     change = None
     if h is not None:
-        shift = np.zeros(count) if bias is None else _checks.vector(function, "bias", bias, count)
+        shift = np.zeros(count) if bias is None else arguments.vector(function, "bias", bias, count)
         change = max(_largest_change(function, arrays, shift, move) for move in moves)
     return CosineAmbiguity(own, found, moves, change)
 

@@ -19,10 +19,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import _checks
-from .._states import MomentState, SelfMoments
-
-Float64 = NDArray[np.float64]
+from .._base import arguments
+from .._base.arrays import Float64
+from ..states.moments import MomentState, SelfMoments
 
 _EPS = 2.0**-52
 # all singular values of smaller matrices are quicker than the smallest alone
@@ -44,7 +43,7 @@ def canonical_correlations(function: str, state: MomentState, rtol: float | None
             "with as many features as rows every canonical correlation is 1"
         )
     for name, part in (("x", state.x), ("y", state.y)):
-        if not np.isfinite(np.diag(_checks.to_numpy(part.second))).all():
+        if not np.isfinite(np.diag(arguments.to_numpy(part.second))).all():
             raise ValueError(f"{function}: sums of squares of {name} overflow; scale the data down")
     varying = {name: _varying(part) for name, part in (("x", state.x), ("y", state.y))}
     for name, kept in varying.items():
@@ -54,9 +53,9 @@ def canonical_correlations(function: str, state: MomentState, rtol: float | None
             )
     centred = state.centred()
     kept_x, kept_y = varying["x"], varying["y"]
-    xx = _checks.to_numpy(centred.x.second)[np.ix_(kept_x, kept_x)]
-    yy = _checks.to_numpy(centred.y.second)[np.ix_(kept_y, kept_y)]
-    xy = _checks.to_numpy(centred.cross.second)[np.ix_(kept_x, kept_y)]
+    xx = arguments.to_numpy(centred.x.second)[np.ix_(kept_x, kept_x)]
+    yy = arguments.to_numpy(centred.y.second)[np.ix_(kept_y, kept_y)]
+    xy = arguments.to_numpy(centred.cross.second)[np.ix_(kept_x, kept_y)]
     scale = 1 / np.sqrt(np.concatenate([np.diag(xx), np.diag(yy)]))
     root = root_of(np.block([[xx, xy], [xy.T, yy]]) * scale[:, None] * scale)
     cutoff = np.sqrt(max(p, q) * _EPS if rtol is None else rtol)
@@ -67,7 +66,11 @@ def canonical_correlations(function: str, state: MomentState, rtol: float | None
 
 def _varying(part: SelfMoments) -> NDArray[np.bool_]:
     """Return which features differ between rows by more than the rounding of sums about this pivot."""
-    total, pivot, s = np.diag(_checks.to_numpy(part.second)), _checks.to_numpy(part.pivot), _checks.to_numpy(part.sum)
+    total, pivot, s = (
+        np.diag(arguments.to_numpy(part.second)),
+        arguments.to_numpy(part.pivot),
+        arguments.to_numpy(part.sum),
+    )
     centred = total - s * s / part.n
     kept: NDArray[np.bool_] = (centred > 16 * _EPS * total) & (centred > part.n * (4 * _EPS * pivot) ** 2)
     return kept

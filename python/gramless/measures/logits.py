@@ -11,11 +11,9 @@ Sources: Kullback, Leibler (1951), Ann. Math. Stat. 22 (KL, and Jeffreys' sum of
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from .._logits import LogitPairState, LogitState
-
-Float64 = NDArray[np.float64]
+from .._base.arrays import Float64
+from ..states.logits import LogitPairState, LogitState
 
 
 def kl_pq(state: LogitPairState) -> Float64:

@@ -1,0 +1,1 @@
+"""Arrays, argument checks, errors, devices, memory, progress, process groups and streaming statistics."""

@@ -1,0 +1,1 @@
+"""The factor of two unembeddings, and squared distances of rows by it."""

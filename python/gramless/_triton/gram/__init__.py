@@ -1,0 +1,1 @@
+"""Kernel values of tiles for `gram_sums`."""

@@ -1,0 +1,1 @@
+"""A grid of layers from batches, kept on the GPU."""

@@ -1,0 +1,1 @@
+"""Logits in chunks, and sums over the labels of a row."""

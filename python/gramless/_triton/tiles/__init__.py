@@ -1,0 +1,1 @@
+"""Pieces that all kernels share: launches, tile order, packed rows, products of features."""

@@ -1,0 +1,1 @@
+"""What a call will run and what it costs, without running it."""

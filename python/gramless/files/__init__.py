@@ -1,0 +1,1 @@
+"""Activations, hidden states and unembeddings on disk: formats, folders, checkpoints, comparisons."""

@@ -1,1 +1,0 @@
-"""Gramless at the edges: arrays on disk, the command line, plots and the demonstration."""

@@ -1,0 +1,1 @@
+"""Similarity of all pairs of layers of two models."""

@@ -1,0 +1,8 @@
+"""The kernels as functions: check the arguments, choose a backend, call it, return a state."""
+
+from .gram_sums import gram_sums as gram_sums
+from .logit_pairs import logit_divergences as logit_divergences
+from .logit_pairs import logit_pairs as logit_pairs
+from .logsumexp import logsumexp as logsumexp
+from .moments import moments as moments
+from .moments import unread_moments as unread_moments

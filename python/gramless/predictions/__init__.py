@@ -1,0 +1,1 @@
+"""Comparison of what two models predict: divergences, agreement and logit distance."""

@@ -1,0 +1,1 @@
+"""States: frozen sums of one pass over data, which merge."""
