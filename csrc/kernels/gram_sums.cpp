@@ -4,7 +4,7 @@
 // cost: n^2 (p + q) flops, only tiles on and above the diagonal are computed; x and y are read n / block_rows times.
 //       Two packed blocks of rows, per thread two tiles of kGramTile^2, O(n) row sums.
 // numerics: tile products and kernel values in fp32, for fp64 input, up to 1024 rows, and rows whose powers leave the
-//       range of fp32 in fp64, as polynomials always; sums over tiles in fp64, in a fixed order.
+//       range of fp32 in fp64, as polynomials always; sums in fp64, in a fixed order, of runs of a few values in fp32.
 // why not: one full tile product per (i, j); the lower half is the mirror of the upper one.
 #include "kernels/gram_sums.hpp"
 

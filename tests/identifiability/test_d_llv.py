@@ -48,19 +48,19 @@ class TestDefinition:
             bounds.assert_relative(mine, theirs, bounds.INVARIANCE_FP32)
 
     def test_biases(self) -> None:
-        """They shift the second and fourth term, and through the normalisers the first."""
+        """They shift the second term, and through the normalisers the first.
+
+        The scales of the others are of differences in which a bias is left out, or is the same for all inputs.
+        """
         models = two_models.related(2)
         b1, b2 = np.random.default_rng(0).standard_normal((2, 9))
         ways = {"pivot": 2, "leave_out": 7, "inputs": INPUTS}
         found = gl.d_llv(*models, b1=b1, b2=b2, **ways)
         assert_terms(found.terms, two_models.d_llv_terms(*likelihoods(models, b1, b2), 2, 7, INPUTS))
         plain = gl.d_llv(*models, **ways)
-        assert [mine == theirs for mine, theirs in zip(found.terms, plain.terms, strict=True)] == [
-            False,
-            False,
-            True,
-            False,
-        ]
+        for mine, theirs in zip(found.terms[:2], plain.terms[:2], strict=True):
+            assert bounds.relative_error(mine, theirs) > bounds.SAME_FP64
+        assert_terms(found.terms[2:], plain.terms[2:])
         with_ones = [np.concatenate([h, np.ones((len(h), 1))], axis=1) for h in models[::2]]
         with_bias = [np.concatenate([w, b[:, None]], axis=1) for w, b in ((models[1], b1), (models[3], b2))]
         same = gl.d_llv(with_ones[0], with_bias[0], with_ones[1], with_bias[1], **ways)

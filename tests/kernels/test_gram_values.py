@@ -96,6 +96,27 @@ class TestValue:
 
 
 class TestSums:
+    @pytest.mark.parametrize("width", [0.5, 2.0, 3.0, 7.0])
+    @pytest.mark.parametrize("kernel", grams.WITH_WIDTH)
+    def test_sums_of_equal_values_do_not_drift(self, isa_level: str, kernel: str, width: float) -> None:
+        """Rounding of one sign adds up: in one sum over the rows of a tile, to 40 times that of a value."""
+        x = np.zeros((grams.ROWS_IN_DOUBLE + 6, 1), np.float32)
+        x[: len(x) // 2] = 1
+        cpu = Backend("cpu")
+        found = cpu.gram_values([x], kernel=kernel, bandwidths=[width])
+        value = np.float64(found["values"][0].min())
+        assert set(found["values"][0].tolist()) == {0.0, value}
+        sums_of_rows = len(x) // 2 * value * np.ones(len(x))
+        square = np.array([sums_of_rows.sum() * value])
+        got = cpu.gram_sums(x, kernel=kernel, bandwidth_x=np.array([width]))
+        for what, mine, want in (
+            ("rows of values", found["rows"][0], sums_of_rows),
+            ("squares of values", found["squares"], square),
+            ("rows", got["rows_x"][0], sums_of_rows),
+            ("squares", got["sum_xx"], square),
+        ):
+            bounds.assert_rounded_once(mine, want, np.abs(want), bounds.GRAM_RUN_LOSS, what)
+
     @pytest.mark.parametrize("kernel", grams.KERNELS)
     def test_are_those_of_gram_sums(self, backend: Backend, kernel: str) -> None:
         xs = layers(60, "fp64")

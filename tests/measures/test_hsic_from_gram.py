@@ -63,7 +63,7 @@ class TestDefinition:
 
     @pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
     @pytest.mark.parametrize("kernel", grams.KERNELS)
-    def test_many_rows(self, kernel: str, dtype: str) -> None:
+    def test_many_rows(self, isa_level: str, kernel: str, dtype: str) -> None:
         """Against the same measure in float64, which the tests above hold to its definition."""
         x, y = cases.Case("gram_many", "", MANY, 8, 5).arrays(dtype)
         widths = {"bandwidth_x": 3.0, "bandwidth_y": 2.0} if kernel in grams.WITH_WIDTH else {}
@@ -215,7 +215,7 @@ class TestHardInputs:
 
     @pytest.mark.parametrize("kernel", ["linear", "rbf", "laplacian", "distance", "cosine"])
     @pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
-    def test_features_of_standard_deviation_3e4(self, kernel: str, dtype: str) -> None:
+    def test_features_of_standard_deviation_3e4(self, isa_level: str, kernel: str, dtype: str) -> None:
         """Squares overflow half types, and the sums of squares of linear values are 1e23."""
         x, y = (np.clip(3e4 * a, -6e4, 6e4) for a in cases.Case("gram_3e4", "", MANY, 8, 5).arrays("fp64"))
         x, y = (a.astype(cases.DTYPES[dtype]) for a in (x, y))

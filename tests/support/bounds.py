@@ -71,6 +71,11 @@ ROUNDING = {"fast": 2.0**-8, "high": 2.0**-17, "exact": 0.0}
 LEFT_OUT = {"fast": 0.0, "high": 2.0**-16, "exact": 0.0}
 # one digit of float32, cut off at each 16 rows by a matrix unit, or rounded at each row
 FLOAT32_STEP = 2.0**-24
+# Numbers that one sum in float32 adds up in a CPU's sums of kernel values, and what that may lose if they are equal, as
+# a share of them: addition i rounds a sum of i of these numbers, whatever the instruction set, by at most one step of
+# it, 2 / 8 + 3 / 8 + .. + 8 / 8 steps of the whole; squares are rounded themselves, one step more.
+GRAM_RUN = 8
+GRAM_RUN_LOSS = (1 + sum(range(2, GRAM_RUN + 1)) / GRAM_RUN) * FLOAT32_STEP
 # the promise for CKA of a GPU in its default precision, whatever the data
 CKA_HIGH = 1e-4
 # the same of data without cancellation but for rows that are far longer: some units of the rounding of the others,
