@@ -94,22 +94,28 @@ def defaults(function):
     return {p.name: p.default for p in inspect.signature(function).parameters.values() if p.name != "backend"}
 
 
-def kernel(stem, backend):
+def kernel(stem, backend, entry=None):
     room = {"reference": "gramless.reference", "cuda": "gramless._triton"}[backend]
-    return getattr(importlib.import_module(f"{room}.{stem}"), stem)
+    return getattr(importlib.import_module(f"{room}.{stem}"), entry or stem)
 
 
-@pytest.mark.parametrize("stem", STEMS)
-def test_signatures_agree(stem):
-    public = getattr(ops, stem)
+# functions that stand beside the one of the stem in every room
+ENTRIES = {"layer_moments": "moments"}
+
+
+@pytest.mark.parametrize("entry", [*STEMS, *ENTRIES])
+def test_signatures_agree(entry):
+    stem = ENTRIES.get(entry, entry)
+    public = getattr(ops, entry)
     # products have one precision on the host
     on_host = parameters(public, without=("backend", "precision"))
     for backend in STEMS[stem]:
         if backend == "cpu":
-            assert stub_parameters(STUB, stem) == on_host
+            assert stub_parameters(STUB, entry) == on_host
             continue
-        assert parameters(kernel(stem, backend)) == (parameters(public) if backend == "cuda" else on_host)
-        assert defaults(kernel(stem, backend)).items() <= defaults(public).items()
+        made = kernel(stem, backend, entry)
+        assert parameters(made) == (parameters(public) if backend == "cuda" else on_host)
+        assert defaults(made).items() <= defaults(public).items()
 
 
 def test_stub_matches_the_compiled_module():

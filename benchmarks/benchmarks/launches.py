@@ -28,6 +28,18 @@ def moments(p: int, q: int, dtype: str, precision: str, **keywords: Any) -> Call
     return call
 
 
+def layer_moments(p: int, dtype: str, precision: str) -> Callable[[], object]:
+    """Two layers with one, and with each other."""
+
+    def call() -> object:
+        from gramless._triton import moments
+
+        layers = [rows(p, dtype), rows(p, dtype)]
+        return [moments.layer_moments(layers, ys, precision=precision) for ys in (layers[:1], None)]
+
+    return call
+
+
 def gram_sums(
     p: int, q: int, dtype: str, precision: str, kernel: str, *, halves: bool = False, bandwidths: int = 1
 ) -> Callable[[], object]:
@@ -150,6 +162,9 @@ SCENARIOS: dict[str, Callable[[], object]] = {
     "moments fast": moments(1024, 768, "bfloat16", "fast"),
     "moments high": moments(1024, 768, "float32", "high"),
     "moments exact": moments(1024, 768, "float64", "exact"),
+    "moments of layers, fast": layer_moments(768, "bfloat16", "fast"),
+    "moments of layers, high": layer_moments(768, "float32", "high"),
+    "moments of layers, exact": layer_moments(768, "float64", "exact"),
     "moments fast, narrow": moments(64, 0, "float16", "fast"),
     "moments high, narrow": moments(48, 64, "bfloat16", "high"),
     "moments exact, narrow": moments(64, 64, "float32", "exact"),

@@ -1,4 +1,5 @@
-// contract: one pass over x (n, p) and y (n, q) returns the shifted moments of SelfSums and CrossSums.
+// contract: one pass over x (n, p) and y (n, q) returns the shifted moments of SelfSums and CrossSums; one over many
+//           layers those of each and of their pairs, each layer packed once (layer_moments.hpp).
 // formula: with d, e the rows of x, y less their pivots, sums of d d^T, d e^T, e e^T; defined by reference.moments.
 // cost: n (p^2 + q^2 + 2 p q) flops, symmetric parts at half; x and y are read once. Per thread a tile of kBlockWidth^2
 //       doubles; narrow arrays: and a packed chunk (kChunkRows rows); wide ones: a band of packed rows for all threads.
@@ -9,8 +10,8 @@
 #include "kernels/moments.hpp"
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
+#include <iterator>
+#include <numeric>
 #include <stdexcept>
 #include <vector>
 
@@ -19,6 +20,7 @@
 #include "core/feature_blocks.hpp"
 #include "core/isa.hpp"
 #include "core/ordered_loop.hpp"
+#include "kernels/layer_moments.hpp"
 #include "kernels/moments_plan.hpp"
 #include "kernels/moments_scratch.hpp"
 
@@ -26,10 +28,6 @@ namespace gramless {
 namespace {
 
 constexpr std::int64_t kRowsInDouble = 64;
-
-bool is_finite(double value) {
-    return std::fabs(value) <= std::numeric_limits<double>::max();
-}
 
 template <class T>
 class Moments {
@@ -178,13 +176,7 @@ class Moments {
         if constexpr (sizeof(T) == sizeof(double)) return false;
         for (std::size_t s = 0; s < 2; ++s) {
             const T* const squared = mine.squared[s].data();
-            // without giants the longest row is no giant: seldom anything else needs a median
-            if (!(sums.largest[s] * static_cast<double>(chunk.rows) > 8 * sums.total[s])) continue;
-            const T ordinary = static_cast<T>(sums.largest[s] / kGiantSquared);
-            if (2 * std::count_if(squared, squared + chunk.rows, [&](T length) { return length >= ordinary; }) >
-                chunk.rows)
-                continue;
-            const double limit = giant_limit(squared, chunk.rows);
+            const double limit = giants_above(squared, chunk.rows, sums.total[s], sums.largest[s]);
             const auto giant = [&](std::int64_t k) { return static_cast<double>(squared[k]) > limit; };
             auto count = static_cast<std::int64_t>(chunk.giants.size());
             for (std::int64_t k = 0; k < chunk.rows; ++k)
@@ -329,12 +321,32 @@ class Moments {
 };
 
 // few rows, whose sums cost nothing and have few terms to hide rounding, and rows with powers that float32 cannot hold
+bool in_double(const ArrayView& source, const SelfSums& self, bool sampled) {
+    return source.rows <= kRowsInDouble || source.dtype == DType::kF64 ||
+           (sampled && needs_double(sampled_spread(source, self.pivot), source.cols));
+}
+
 bool in_double(const MomentsTask& task, bool sampled) {
-    const auto side = [&](const ArrayView& source, const SelfSums& self) {
-        return source.dtype == DType::kF64 ||
-               (sampled && needs_double(sampled_spread(source, self.pivot), source.cols));
-    };
-    return task.x.rows <= kRowsInDouble || side(task.x, task.self_x) || (task.y.rows > 0 && side(task.y, task.self_y));
+    return in_double(task.x, task.self_x, sampled) || (task.y.rows > 0 && in_double(task.y, task.self_y, sampled));
+}
+
+// what is in fp64 without a look at values if `sampled` is false
+std::vector<bool> wide_layers(const LayerMomentsTask& task, bool sampled) {
+    std::vector<bool> wide;
+    for (const MomentLayer& layer : task.layers)
+        wide.push_back(in_double(layer.rows, layer.self, sampled));
+    return wide;
+}
+
+// calls pass(T(), its layers, whether it leaves out pairs that are not wide): pairs of layers that are not wide in
+// fp32, all others in fp64, so that no result depends on what other layers there are
+template <class Pass>
+void each_pass(const std::vector<bool>& wide, const Pass& pass) {
+    std::vector<std::size_t> all(wide.size()), narrow;
+    std::iota(all.begin(), all.end(), std::size_t{0});
+    std::copy_if(all.begin(), all.end(), std::back_inserter(narrow), [&](std::size_t layer) { return !wide[layer]; });
+    if (!narrow.empty()) pass(float(), narrow, false);
+    if (narrow.size() < all.size()) pass(double(), all, true);
 }
 
 void round_pivot(const ArrayView& source, double* pivot) {
@@ -351,6 +363,24 @@ void compute_moments(MomentsTask& task) {
         if (pair) round_pivot(task.y, task.self_y.pivot);
     }
     in_double(task, true) ? Moments<double>(task).run() : Moments<float>(task).run();
+}
+
+void compute_layer_moments(LayerMomentsTask& task) {
+    for (MomentLayer& layer : task.layers)
+        if (layer.rows.dtype != DType::kF64) round_pivot(layer.rows, layer.self.pivot);
+    const std::vector<bool> wide = wide_layers(task, true);
+    each_pass(wide, [&](auto number, const std::vector<std::size_t>& layers, bool alone) {
+        LayerMoments<decltype(number)>(task, layers, wide, alone).run();
+    });
+}
+
+std::int64_t layer_moments_scratch_bytes(const LayerMomentsTask& task) {
+    const std::vector<bool> wide = wide_layers(task, false);
+    std::int64_t most = 0;
+    each_pass(wide, [&](auto number, const std::vector<std::size_t>& layers, bool alone) {
+        most = std::max(most, LayerPlan<decltype(number)>(task, layers, wide, alone).scratch_bytes());
+    });
+    return most;
 }
 
 std::int64_t moments_scratch_bytes(MomentsTask& task) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <vector>
@@ -19,6 +20,10 @@ inline constexpr double kGiantSquared = 256;
 // rows of a chunk that are summed so, at most
 inline constexpr std::int64_t kMostGiants = 16;
 
+inline bool is_finite(double value) {
+    return std::fabs(value) <= std::numeric_limits<double>::max();
+}
+
 template <class T>
 struct Giant {
     std::int64_t row;       // within its chunk
@@ -32,6 +37,17 @@ double giant_limit(const T* squared, std::int64_t rows) {
     std::copy_n(squared, rows, sorted);
     std::nth_element(sorted, sorted + rows / 2, sorted + rows);
     return kGiantSquared * static_cast<double>(sorted[rows / 2]);
+}
+
+// the same, infinite where the total and the largest of the squared norms tell that there is no giant
+template <class T>
+double giants_above(const T* squared, std::int64_t rows, double total, double largest) {
+    constexpr double kNone = std::numeric_limits<double>::infinity();
+    // without giants the longest row is no giant: seldom anything else needs a median
+    if (!(largest * static_cast<double>(rows) > 8 * total)) return kNone;
+    const T ordinary = static_cast<T>(largest / kGiantSquared);
+    const auto is_long = [&](T length) { return length >= ordinary; };
+    return 2 * std::count_if(squared, squared + rows, is_long) > rows ? kNone : giant_limit(squared, rows);
 }
 
 // rows of both arrays in panels, x before y

@@ -104,6 +104,59 @@ void test_pair(std::int64_t n, std::int64_t p, std::int64_t q, bool self_terms) 
     CHECK(weighted_x == expected_x && weighted_y == expected_y && second == expected);
 }
 
+// sums of pairs of layers, as those of two arrays
+void test_layers(std::int64_t n, const std::vector<std::int64_t>& of_x, const std::vector<std::int64_t>& of_y) {
+    std::vector<Data> data;
+    std::vector<Sums> sums;
+    LayerMomentsTask task;
+    task.split = of_x.size();
+    for (const auto* widths : {&of_x, &of_y})
+        for (const std::int64_t p : *widths) {
+            data.emplace_back(n, p, data.size());
+            sums.emplace_back(p);
+        }
+    for (const Data& layer : data)
+        task.layers.push_back({layer.view()});
+    std::vector<Values> second, weighted;
+    for (std::size_t a = 0; a < data.size(); ++a) {
+        second.emplace_back(size(data[a].cols * (a < task.split ? task.partner_features(a) : 0)));
+        weighted.emplace_back(size(data[a].cols) * task.partners(a).second);
+    }
+    Values norms(of_x.size() * task.partners(0).second);
+    for (std::size_t a = 0; a < data.size(); ++a) {
+        task.layers[a].self = sums[a].pointers();
+        task.layers[a].second = second[a].data();
+        task.layers[a].weighted = weighted[a].data();
+    }
+    task.norms = norms.data();
+    compute_layer_moments(task);
+    for (std::size_t a = 0; a < data.size(); ++a) {
+        check_self(data[a], sums[a], task.layers[a].self.norms);
+        const auto [first, partners] = task.partners(a);
+        for (std::size_t b = first; b < first + partners; ++b) {
+            const Data &x = data[a], &y = data[b];
+            double of_norms = 0;
+            Values of_rows(size(x.cols)), products(size(x.cols * y.cols));
+            for (std::int64_t k = 0; k < n; ++k) {
+                of_norms += x.norm(k) * y.norm(k);
+                for (std::int64_t i = 0; i < x.cols; ++i) {
+                    of_rows[size(i)] += y.norm(k) * x.shifted(k, i);
+                    for (std::int64_t j = 0; j < y.cols; ++j)
+                        products[size(i * y.cols + j)] += x.shifted(k, i) * y.shifted(k, j);
+                }
+            }
+            if (a < task.split) CHECK(norms[a * partners + b - first] == of_norms);
+            const bool has_products = a < task.split && (!of_y.empty() || a < b);
+            for (std::int64_t i = 0; i < x.cols; ++i) {
+                CHECK(weighted[a][size(i) * partners + b - first] == of_rows[size(i)]);
+                const std::int64_t at = i * task.partner_features(a) + task.partner_offset(a, b);
+                for (std::int64_t j = 0; j < y.cols && has_products; ++j)
+                    CHECK(second[a][size(at + j)] == products[size(i * y.cols + j)]);
+            }
+        }
+    }
+}
+
 std::string error_of(const Data& x) {
     Sums sums(x.cols);
     MomentsTask task;
@@ -124,12 +177,18 @@ int main() {
                 test_pair(300, 17, 95, self_terms);
                 test_pair(9001, 5, 6, self_terms);
             }
+            test_layers(1, {1, 2}, {});
+            test_layers(257, {3, 25, 1}, {});
+            test_layers(300, {3, 25, 1}, {49, 2});
+            test_layers(4200, {2}, {3, 1});
         }
     });
     // several blocks per array, once: the plain loops are slow
     set_num_threads(2);
     test_pair(40, 700, 431, true);
     test_pair(40, 700, 431, false);
+    test_layers(40, {310, 2, 5}, {});
+    test_layers(80, {2, 310}, {300, 7});
 
     Data broken(600, 50, 4);
     broken.values[size(300 * 50 + 7)] = std::numeric_limits<float>::quiet_NaN();

@@ -220,6 +220,14 @@ def enough_rows(function: str, estimator: str, n: int) -> None:
         raise ValueError(f"{function}: estimator={estimator!r} needs at least {least} rows, got n = {n}")
 
 
+class LayerError(ValueError):
+    """An error of one of many layers, by its place among all."""
+
+    def __init__(self, function: str, layer: int, reason: str) -> None:
+        super().__init__(f"{function}: layer {layer}: {reason}")
+        self.layer, self.reason = layer, reason
+
+
 def advise_on_nonfinite(error: ValueError, *arrays: Array) -> ValueError:
     """Return the error of a kernel, with the usual cause where float16 can be it."""
     overflow = any(str(x.dtype).endswith("float16") and "bfloat16" not in str(x.dtype) for x in arrays)

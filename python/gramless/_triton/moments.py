@@ -13,6 +13,7 @@ Rejected: cuBLAS, which computes both halves of d^T d, and leaves sums of bfloat
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 
 from .tiles import launch, packed_rows
 from .tiles.launch import cdiv
+from .tiles.layer_moments import LayerSums, chunk_rows, padded
 from .tiles.moment_products import MOST_ROWS, SLACK, Features, Tiles, tile_bytes
 from .tiles.outlier_rows import MOST, Giants
 
@@ -54,6 +56,30 @@ def moments(
         sides.append(_Side.of("y", y, pivot_y, wide, precision, sides[0].width))
     sums = _Sums(sides, precision, self_terms)
     for start in range(0, sums.n, sums.chunk_rows):
+        sums.add(start)
+    return sums.results()
+
+
+def layer_moments(
+    xs: Sequence[torch.Tensor],  # each (n, p)
+    ys: Sequence[torch.Tensor] | None = None,  # each (n, q)
+    *,
+    pivots_x: Sequence[NDArray[np.float64] | torch.Tensor] | None = None,  # each (p,)
+    pivots_y: Sequence[NDArray[np.float64] | torch.Tensor] | None = None,  # each (q,)
+    nonfinite: str = "raise",
+    precision: str = "high",
+) -> dict[str, Any]:
+    """Return the sums of `reference.layer_moments` on the device, and as bad the first row of each layer not finite.
+
+    Values are not judged here, whatever nonfinite says: to read them is to wait for the device.
+    """
+    layers = [*xs, *(ys or [])]
+    given: list[tuple[Any, int]] = [(pivots_x, len(xs)), (pivots_y, len(layers) - len(xs))]
+    pivots = [pivot for side, count in given for pivot in side or [None] * count]
+    precision = "exact" if any(layer.dtype == torch.float64 for layer in layers) else precision
+    rows = chunk_rows(int(xs[0].shape[0]), padded([int(layer.shape[1]) for layer in layers]), precision)
+    sums = LayerSums(layers, len(xs), pivots, precision, rows)
+    for start in range(0, sums.n, rows):
         sums.add(start)
     return sums.results()
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from .._base.arrays import Array
 from .._base.process_group import Agreement, agree_on_layout, gather
+from ..states.layer_table import LayerTable
+from ..states.moment_table import MomentTable
 
 if TYPE_CHECKING:
     from typing import Self
@@ -158,3 +160,6 @@ class Accumulator(ABC, Generic[StateT]):
         if state is None:
             raise ValueError(f"{function}: no rows yet, update first")
         return state
+
+
+TableT = TypeVar("TableT", MomentTable, LayerTable)

@@ -17,36 +17,42 @@ from ..ops.backends import PRECISIONS
 from ..states.moment_table import PIVOT_ROWS, Layout, MomentTable
 from ..states.moments import FORMAT as PAIR_FORMAT
 from ..states.moments import MomentState, as_flat_arrays, read_only
-from .base import Accumulator
+from .base import Accumulator, TableT
 
 if TYPE_CHECKING:
     from typing import Self
 
 
-class MomentAccumulator(Accumulator[MomentTable]):
+class MomentAccumulator(Accumulator[TableT]):
     """An accumulator whose state is a table of moments."""
+
+    # of the state and its layout
+    _types: tuple[Any, Any]
 
     def __init__(self, precision: str, backend: str) -> None:
         self._precision = precision
         self._backend = backend
 
-    def _filled(self, function: str) -> MomentTable:
-        return super()._filled(function).settled(function)
+    def _filled(self, function: str) -> TableT:
+        table: Any = super()._filled(function)
+        settled: TableT = table.settled(function)
+        return settled
 
-    def _joined(self, function: str, mine: MomentTable, theirs: MomentTable) -> MomentTable:
+    def _joined(self, function: str, mine: TableT, theirs: TableT) -> TableT:
         base_arguments.same_widths(function, mine.widths, theirs.widths)
         return mine.merge(theirs)
 
-    def _layout(self, state: MomentTable) -> str:
+    def _layout(self, state: TableT) -> str:
         return state.layout.encode()
 
-    def _reduced(self, function: str, agreed: Agreement, group: Any) -> MomentTable:
+    def _reduced(self, function: str, agreed: Agreement, group: Any) -> TableT:
         """Send the pivots of the first process that has rows to all, then add the sums about these."""
         import torch
         import torch.distributed as dist
 
         # rows at fault are found by all processes in the sums
-        table, layout = self._state, Layout.decode(function, agreed.text)
+        tables, layouts = self._types
+        table, layout = self._state, layouts.decode(function, agreed.text)
         pivots = list(table.pivots.values()) if table else []
         home = pivots[0].device if pivots and base_arguments.is_torch(pivots[0]) else None
         device = agreed.device
@@ -58,19 +64,19 @@ class MomentAccumulator(Accumulator[MomentTable]):
         if dist.get_rank() == agreed.source:
             pivot = torch.cat([torch.as_tensor(p, device=device) for p in pivots])
         dist.broadcast(pivot, agreed.source, group=group)
-        shared = layout.split_pivots(bring_home(pivot))
+        shared = bring_home(pivot)
         if table:
-            sums = table.translate(shared).flat(copy=False)
+            sums = table.translate(layout.split_pivots(shared)).flat(copy=False)
             packed = torch.cat([torch.as_tensor(sums[key], device=device).reshape(-1) for key in layout.slots()])
         else:
             packed = torch.zeros(sum(map(math.prod, layout.slots().values())), dtype=torch.float64, device=device)
         dist.all_reduce(packed, group=group)
-        flat = layout.split_sums(bring_home(packed))
-        flat |= {f"self.{i}.pivot": value for i, value in enumerate(shared.values())}
-        return MomentTable.from_flat(function, layout, agreed.n, flat)
+        flat = layout.split_sums(bring_home(packed)) | layout.keyed_pivots(shared)
+        reduced: TableT = tables.from_flat(function, layout, agreed.n, flat)
+        return reduced
 
 
-class Moments(MomentAccumulator):
+class Moments(MomentAccumulator[MomentTable]):
     """Second moments of a stream of pairs of batches; finalizing gives the state that `gramless.moments` would.
 
     Parameters
@@ -104,6 +110,8 @@ class Moments(MomentAccumulator):
     >>> bool(np.isclose(gl.cka(stream.finalize()), gl.cka(x, y)))
     True
     """
+
+    _types = MomentTable, Layout
 
     def __init__(self, *, precision: str = "high", backend: str = "auto") -> None:
         base_arguments.choice("Moments", "precision", precision, PRECISIONS)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from .._base.arrays import Array
+from ..layers import plan
 from ..ops import backends
 from ..similarity.bandwidth_rules import EXACT_ROWS
 from ..similarity.random_features import CHUNK_ROWS
@@ -94,6 +95,22 @@ def moments(
         p, q = (*widths, 0)[:2]
         core = backends.core_or_raise("explain")
         scratch = core.moments_scratch_bytes(n, p, q, float64=float64, self_terms=self_terms)
+    return Cost(flops, read, held, scratch)
+
+
+def layer_moments(n: int, columns: Sequence[Columns], split: int, backend: str) -> Cost:
+    """Return the cost of one pass over many layers, those of x before those of y, and of the sums that a grid keeps."""
+    widths = [one.width for one in columns]
+    of_x, of_y = widths[:split], widths[split:]
+    flops = n * (sum(p * (p + 1) for p in widths) + 2 * plan.layer_products(of_x, of_y or None))
+    float64 = [one.dtype == "float64" for one in columns]
+    # beside layers in float64, which are multiplied in it, the others are packed twice
+    narrow = [one.row_bytes for one, is_wide in zip(columns, float64, strict=True) if not is_wide]
+    read = n * (sum(one.row_bytes for one in columns) + (sum(narrow) if any(float64) and backend == "cpu" else 0))
+    held = plan.grid_bytes(of_x, of_y or None)
+    if backend == "reference":
+        return Cost(flops, read, held, 24 * n * sum(widths))
+    scratch = backends.core_or_raise("explain").layer_moments_scratch_bytes(n, of_x, of_y, float64=float64)
     return Cost(flops, read, held, scratch)
 
 

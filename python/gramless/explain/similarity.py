@@ -13,7 +13,6 @@ from .._base import arguments
 from .._base.arrays import Array
 from .._base.memory import available_bytes
 from ..layers import cka_matrix
-from ..layers import plan as layers_plan
 from ..layers.minibatch import WEIGHTS
 from ..layers.names import named_layers, sides
 from ..layers.plan import batch_bounds, check_estimator, plan_grid, tile_flops
@@ -316,13 +315,8 @@ def _grid_tiles(n: int, arrays: Sequence[Array], blocks: BlockPlan, kernel: Grid
 def _grid_moments(n: int, named: Mapping[str, Array], backend: str) -> tuple[Cost, int]:
     """Return the cost of the moments of all layers and of all pairs of them, and the number of these."""
     columns, (x, y) = [Columns.of(a) for a in named.values()], sides(list(named))
-    pairs = layers_plan.layer_pairs(len(x), None if x == y else len(y))
-    costs = [explain_costs.moments(n, [one], backend) for one in columns]
-    costs += [explain_costs.moments(n, [columns[a], columns[b]], backend, self_terms=False) for a, b in pairs]
-    widths_x, widths_y = ([columns[i].width for i in side] for side in (x, y))
-    held = layers_plan.grid_bytes(widths_x, None if x == y else widths_y)
-    flops, read = sum(c.flops for c in costs), sum(c.bytes_read for c in costs)
-    return Cost(flops, read, held, max(c.peak for c in costs)), len(pairs)
+    pairs = len(x) * (len(x) - 1) // 2 if x == y else len(x) * len(y)
+    return explain_costs.layer_moments(n, columns, len(x), backend), pairs
 
 
 def _explanation(path: str, chosen: backends.Choice, cost: Cost, why: str = "") -> Explanation:

@@ -60,7 +60,7 @@ def cka_matrix(
     backend : {"auto", "reference", "cpu", "cuda"}
         A named backend never falls back to another.
     progress : bool
-        Show a progress bar over the pairs of layers, or of blocks of rows.
+        Show a progress bar over pairs of blocks of rows, or batches; moments of all layers are one step.
 
     Returns
     -------

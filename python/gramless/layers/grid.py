@@ -48,7 +48,7 @@ class LayerGrid(Accumulator[Any]):
     backend : {"auto", "reference", "cpu", "cuda"}
         A named backend never falls back to another.
     progress : bool
-        Show a progress bar over the pairs of each update of mode "exact".
+        Show a progress bar for each update of mode "exact", which is one step.
 
     Notes
     -----

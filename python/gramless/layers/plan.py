@@ -34,8 +34,7 @@ def plan_grid(
     of_x = [int(a.shape[1]) for name, a in arrays.items() if name.startswith("x/")]
     of_y = [int(a.shape[1]) for name, a in arrays.items() if name.startswith("y/")]
     widths = of_x + of_y
-    pairs = plan.layer_pairs(len(of_x), len(of_y) or None)
-    moment_flops = n * (sum(p * (p + 1) for p in widths) + 2 * sum(widths[a] * widths[b] for a, b in pairs))
+    moment_flops = n * (sum(p * (p + 1) for p in widths) + 2 * plan.layer_products(of_x, of_y or None))
     moment_bytes = plan.grid_bytes(of_x, of_y or None)
     blocks = plan_blocks(n, list(arrays.values()), kernel, backend, limit)
     gram_flops = tile_flops(n, widths)
@@ -81,14 +80,14 @@ def check_estimator(function: str, estimator: str, kernel: GridKernel, *, of_bat
 
 def grid_bytes(widths_x: list[int], widths_y: list[int] | None) -> int:
     """Return the most bytes that an exact grid holds: its sums, and the next ones while an update is under way."""
-    widths = widths_x + (widths_y or [])
-    pairs = layer_pairs(len(widths_x), None if widths_y is None else len(widths_y))
-    crosses = [8 * (widths[a] * widths[b] + widths[a] + widths[b] + 1) for a, b in pairs]
-    return 2 * (sum(8 * (p * p + 5 * p + 1) for p in widths) + sum(crosses))
+    widths, partners = widths_x + (widths_y or []), widths_y or widths_x
+    sums = layer_products(widths_x, widths_y) + len(partners) * (sum(widths_x) + len(widths_x))
+    sums += len(widths_x) * sum(widths_y or []) + sum(p * p + 5 * p + 1 for p in widths)
+    return 16 * sums
 
 
-def layer_pairs(count_x: int, count_y: int | None) -> list[tuple[int, int]]:
-    """Return indices into the layers of x followed by those of y."""
-    if count_y is None:
-        return [(a, b) for a in range(count_x) for b in range(a + 1, count_x)]
-    return [(a, count_x + b) for a in range(count_x) for b in range(count_y)]
+def layer_products(widths_x: list[int], widths_y: list[int] | None) -> int:
+    """Return the number of pairs of one feature each of two layers that a grid compares."""
+    if widths_y is not None:
+        return sum(widths_x) * sum(widths_y)
+    return (sum(widths_x) ** 2 - sum(p * p for p in widths_x)) // 2

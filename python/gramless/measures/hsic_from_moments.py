@@ -14,14 +14,18 @@ With C, a_i, b_i taken about the means, A = sum a_i, B = sum b_i and P = sum a_i
 from __future__ import annotations
 
 import math
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import numpy as np
 from array_api_compat import array_namespace
+from numpy.typing import NDArray
 
 from .._base import arguments
 from .._base.arrays import Array
+from ..states.layer_moments import LayerMoments
 from ..states.moments import CrossMoments, MomentState, SelfMoments
+
+NumbersT = TypeVar("NumbersT", float, NDArray[np.float64])
 
 _EPS = 2.0**-52
 # squares below this lose digits to underflow
@@ -54,6 +58,43 @@ def angle(value: float, estimator: str) -> float:
     if abs(value) > 1 + _ANGLE_EXCESS:
         raise ValueError(f"cka_distance: the {estimator} CKA is {value:.6g}, which is no cosine")
     return math.acos(math.copysign(1.0, value) if abs(value) > 1 else value)
+
+
+def layer_cka(sums: LayerMoments, estimator: str) -> tuple[NDArray[np.float64], dict[int, str]]:
+    """Return CKA of each layer of x with each partner, and what keeps it from existing, by the place of a layer.
+
+    It is NaN for such a layer. Without y, CKA of a layer with itself is 1.
+    """
+    n, sides = sums.n, [sums.x] if sums.y is None else [sums.x, sums.y]
+    roots: list[float] = []
+    traces: list[float] = []
+    problems: dict[int, str] = {}
+    for place, part in enumerate(part for side in sides for part in side.parts(n)):
+        centred = part.centred()
+        value, problem = self_hsic(centred, estimator)
+        traces.append(float(centred.trace))
+        if is_constant(part):
+            problem = "is constant"
+        if problem:
+            problems[place] = problem
+        roots.append(math.nan if problem else math.sqrt(value))
+    count = len(sums.x.widths)
+    of_x, of_y = slice(0, count), slice(-len(sums.partners.widths), None)
+    squares, norms = (_on_host(table) for table in sums.centred_pairs(n - 1 if estimator == "biased" else n))
+    with np.errstate(over="ignore", invalid="ignore"):
+        hsic = squares
+        if estimator != "biased":
+            trace = np.array(traces)
+            hsic = _unbiased(n, squares, norms, trace[of_x, None], trace[None, of_y])[0]
+        if estimator == "feature_corrected":
+            hsic = hsic / np.outer(sums.x.widths, sums.partners.widths)
+        # each root by itself: the product of the two self terms overflows long before they do
+        root = np.array(roots)
+        values = hsic / root[of_x, None] / root[None, of_y]
+    if sums.y is None:
+        above = np.triu(values, 1)
+        values = above + above.T + np.diag(np.ones(count))
+    return values, problems
 
 
 def cross_hsic(x: SelfMoments, y: SelfMoments, cross: CrossMoments, estimator: str) -> float:
@@ -139,7 +180,14 @@ def _square(second: Array, divisor: int) -> float:
     return float(xp.sum(scaled * scaled))
 
 
-def _unbiased(n: int, square: float, norms: float, trace_x: float, trace_y: float) -> tuple[float, float]:
+def _on_host(table: Array) -> NDArray[np.float64]:
+    made: NDArray[np.float64] = table if isinstance(table, np.ndarray) else table.cpu().numpy()
+    return made
+
+
+def _unbiased(
+    n: int, square: NumbersT, norms: NumbersT, trace_x: NumbersT, trace_y: NumbersT
+) -> tuple[NumbersT, NumbersT]:
     """Return HSIC_1 from |C / n|^2 and plain sums about the means, and a bound on its rounding."""
     row = norms / n / (n - 2)
     total = trace_x / n * (trace_y / n) / ((n - 1) * (n - 2))

@@ -12,9 +12,6 @@ from .._base.arrays import Array
 from ..states.moments import CrossMoments, MomentState, SelfMoments
 from . import backends
 from .array_calls import run_on_gpu, run_on_host
-from .logit_pairs import logit_divergences as logit_divergences
-from .logit_pairs import logit_pairs as logit_pairs
-from .logsumexp import logsumexp as logsumexp
 
 
 @overload

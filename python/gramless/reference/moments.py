@@ -7,6 +7,7 @@ kernels as the squared norm of the cross-covariance).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,62 @@ def moments(
     if nonfinite == "raise":
         _refuse_overflow(state)
     return state
+
+
+def layer_moments(
+    xs: Sequence[NDArray[Any]],  # each (n, p)
+    ys: Sequence[NDArray[Any]] | None = None,  # each (n, q)
+    *,
+    pivots_x: Sequence[Float64] | None = None,  # each (p,)
+    pivots_y: Sequence[Float64] | None = None,  # each (q,)
+    nonfinite: str = "raise",
+) -> dict[str, Any]:
+    """Return the sums of `moments` for many layers of x and y, and for all pairs of one of x with one of y.
+
+    Sums of one layer stand one layer after the other: vectors of all features of x, as sum_x; sxx, all blocks (p, p)
+    row by row; norms_xx, one number for each layer.
+
+    Sums of pairs: sxy, for each layer of x its block (p, features of all layers of y) row by row; weighted_xy (features
+    of x, layers of y), sums of d with the weights b of each layer; weighted_yx alike; norms_xy (layers of x, of y).
+    Without ys, x is y, but sxy has the blocks (p, features of the layers after this one), and weighted_yx is left out.
+
+    A layer is computed alike whatever others there are. Errors have the place of the layer among all as `layer`.
+
+    Peak extra bytes: 24 n (p + q) of all features, and the result twice.
+    """
+    sides = {"x": list(xs), "y": list(ys or [])}
+    pivots: dict[str, Any] = {"x": pivots_x, "y": pivots_y}
+    state: dict[str, Any] = {"n": xs[0].shape[0]}
+    shifted: dict[str, list[Float64]] = {}
+    for name, layers in sides.items():
+        place = len(xs) if name == "y" else 0
+        given = pivots[name] or [None] * len(layers)
+        own = [_self_sums(place + k, *pair, nonfinite) for k, pair in enumerate(zip(layers, given, strict=True))]
+        shifted[name] = [x.astype(np.float64) - found["pivot_x"] for x, found in zip(layers, own, strict=True)]
+        for key in own[0] if own else ():
+            if key != "n":
+                state[key.replace("x", name)] = np.concatenate([np.ravel(found[key]) for found in own])
+    with np.errstate(over="ignore", invalid="ignore"):
+        d, e = shifted["x"], shifted["y"] if ys is not None else shifted["x"]
+        a, b = (np.stack([np.sum(one**2, axis=1) for one in side], axis=1) for side in (d, e))  # (n, layers)
+        blocks = [one.T @ np.hstack([one[:, :0], *(e if ys is not None else d[k + 1 :])]) for k, one in enumerate(d)]
+        state["sxy"] = np.concatenate([block.ravel() for block in blocks])
+        state["weighted_xy"] = np.hstack(d).T @ b
+        if ys is not None:
+            state["weighted_yx"] = np.hstack(e).T @ a
+        state["norms_xy"] = a.T @ b
+    return state
+
+
+def _self_sums(place: int, x: NDArray[Any], pivot: Float64 | None, nonfinite: str) -> dict[str, Any]:
+    """Return the sums of one layer, with errors that tell its place."""
+    try:
+        return moments(x, pivot_x=pivot, nonfinite=nonfinite)
+    except ValueError as error:
+        reason = str(error).removeprefix("moments: ").removeprefix("x ")
+        told = ValueError(f"layer_moments: layer {place}: {reason}")
+        told.layer, told.reason = place, reason  # type: ignore[attr-defined]
+        raise told from None
 
 
 def _pivot(x: NDArray[Any], pivot: Float64 | None, single: bool) -> Float64:

@@ -68,6 +68,10 @@ class Layout:
             start += width
         return pivots
 
+    def keyed_pivots(self, vector: Array) -> dict[str, Array]:
+        """Return the pivots by key out of one vector of all."""
+        return {f"self.{i}.pivot": value for i, value in enumerate(self.split_pivots(vector).values())}
+
     def split_sums(self, vector: Array) -> dict[str, Array]:
         """Return the sums by key out of the flat vector."""
         sums, start = {}, 0
