@@ -1,4 +1,4 @@
-"""The README tells the truth: its code runs, and its commands are those of the project."""
+"""The README and the pages of docs: their code runs, their links lead somewhere, their commands are CI's."""
 
 import re
 import shlex
@@ -12,20 +12,34 @@ from safetensors.numpy import save_file
 from gramless.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(language, page=README):
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
-def test_python_blocks_run_in_order(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def run(page):
     names = {}
-    assert blocks("python")
-    for block in blocks("python"):
-        exec(compile(block, "README.md", "exec"), names)
-    assert names["matrix"].values.shape == (2, 1)
+    for block in blocks("python", page):
+        exec(compile(block, page.name, "exec"), names)
+    return names
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks("python", page)], ids=lambda page: page.stem)
+def test_python_blocks_run_in_order(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = run(page)
+    if page == README:
+        assert names["matrix"].values.shape == (2, 1)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
+    paths = [link for link in links if not link.startswith(("https://", "#"))]
+    assert [path for path in paths if not (page.parent / path).exists()] == []
 
 
 def test_commands_name_what_exists():
