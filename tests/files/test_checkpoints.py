@@ -233,11 +233,11 @@ def test_bad_places(files, tmp_path):
 
 SLOW = """
 import sys, time
-from gramless.integrations import sources
+from gramless.files import layer_source
 from gramless.cli.main import main
 from gramless.layers.grid import LayerGrid
 
-sources.CHUNK_BYTES = 256 * 4 * 10
+layer_source.CHUNK_BYTES = 256 * 4 * 10
 update = LayerGrid.update
 
 def slow(self, xs, ys):

@@ -135,7 +135,7 @@ import sys
 import numpy as np
 import gramless as gl
 x = np.random.default_rng(0).standard_normal((50, 3))
-from gramless.integrations import plots
+from gramless.layers import heatmap
 print("matplotlib" in sys.modules)
 gl.cka_matrix([x]).plot({str(tmp_path / "map.png")!r})
 print("matplotlib.pyplot" in sys.modules)
