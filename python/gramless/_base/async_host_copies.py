@@ -96,10 +96,6 @@ class AsyncHostCopies:
             yield self._first()
             self._pending.popleft()
 
-    def clear(self) -> None:
-        """Forget what is pending."""
-        self._pending.clear()
-
     def _has_come(self) -> bool:
         event = self._pending[0].event
         return event is not None and bool(event.query())

@@ -110,13 +110,7 @@ class Total:
         blocks = [[self._block(side, piece, left) for piece in (left, right)] for side in self.sides]
         apart = right[0] - left[0]
         if self.config is None:
-            key = (self.precision, *(side.array.shape[1] for side in self.sides))
-            configs = CONFIGS[self.precision]
-
-            def time(one: Config) -> None:
-                self.run(one, blocks, apart)
-
-            self.config = launch.config(configs, self.device, key, time)
+            self.config = launch.config(CONFIGS[self.precision], self.device)
         sums, partials = self.run(self.config, blocks, apart)
         self.sums += sums.sum(dim=2)
         for side, (rows, columns), (block, _) in zip(self.sides, partials, blocks, strict=True):

@@ -136,10 +136,6 @@ class InFlightBatches:
         """Yield all that is pending; this waits for the device."""
         yield from map(_read, self._arrivals.all())
 
-    def clear(self) -> None:
-        """Forget what is pending."""
-        self._arrivals.clear()
-
 
 def without_ignored(function: str, mask: Any, targets: Any, ignore_index: Any, n: int) -> Any:
     """Return a mask without the rows whose target is to be ignored.

@@ -103,11 +103,7 @@ def partials_of(
         )
         return partials
 
-    def timed(config: Config) -> None:
-        run(config)
-
-    key = (precision, count, width, first, second)
-    return run(launch.config(CONFIGS[precision], factor.device, key, timed))
+    return run(launch.config(CONFIGS[precision], factor.device))
 
 
 @triton.jit(do_not_specialize=["tiles_i", "tiles_j", "rows"])

@@ -115,7 +115,7 @@ def products(
         name: tuple(one for one in found if out.shape[0] % one.block_i == 0 == out.shape[1] % one.block_j)
         for name, found in CONFIGS[way].items()
     }
-    run(launch.config(fitting, h.device, (way, count, width, d, h.dtype, w.dtype), run))
+    run(launch.config(fitting, h.device))
 
 
 @triton.jit(do_not_specialize=["first_row", "rows", "first_label", "labels"])

@@ -1,10 +1,9 @@
-"""How kernels are launched: tile shapes of each architecture, chosen without a run, on the device of the data."""
+"""How kernels are launched: tile shapes of each architecture, on the device of the data."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +18,6 @@ if tuple(int(part) for part in triton.__version__.split(".")[:2]) < _OLDEST:
 
 # bytes of packed rows that a kernel holds at a time, unless one block of rows needs more
 WORKSPACE_BYTES = 512 * 2**20
-# timings of each candidate, where a run is asked for
-_TIMED_RUNS = 5
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ class Config:
         return {"num_warps": self.num_warps, "num_stages": self.num_stages}
 
 
-# candidates by architecture, the first of which is taken without a run
+# candidates by architecture; the first one is taken
 Configs = Mapping[str, tuple[Config, ...]]
 
 
@@ -90,21 +87,9 @@ def _parts(name: str) -> tuple[str, int]:
     return name[: len(name) - len(digits)], int(digits, 16) if digits else 0
 
 
-_tuned: dict[tuple[object, ...], Config] = {}
-
-
-def config(configs: Configs, device: torch.device, key: tuple[object, ...], run: Callable[[Config], None]) -> Config:
-    """Return the tile shape for a launch: the static one, or with GRAMLESS_AUTOTUNE=1 the fastest for such a key.
-
-    `run` launches the kernel once. It may be called many times, so it must write the same results each time.
-    """
-    found = candidates(configs, architecture(device))
-    if len(found) == 1 or os.environ.get("GRAMLESS_AUTOTUNE") != "1" or interpreting():
-        return found[0]
-    if (key, found) not in _tuned:
-        times = [triton.testing.do_bench(lambda one=one: run(one), rep=_TIMED_RUNS) for one in found]
-        _tuned[key, found] = found[times.index(min(times))]
-    return _tuned[key, found]
+def config(configs: Configs, device: torch.device) -> Config:
+    """Return the tile shape for a launch on a device."""
+    return candidates(configs, architecture(device))[0]
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **keywords: Any) -> None:

@@ -168,9 +168,7 @@ class Tiles:
             return cls(blocks, config, precision, device)
 
         widths = [one.p for pair in pairs if pair is not None for one in pair]
-        key = (precision, chunk_rows, *widths)
-        configs = configs_of(widths, precision)
-        return made(launch.config(configs, device, key, lambda one: made(one).multiply(planes)))
+        return made(launch.config(configs_of(widths, precision), device))
 
     def add(self, planes: torch.Tensor, *, giants: Giants | None, last: bool) -> None:
         """Add the products of the features of one more chunk, and with the last one those of the giants of all."""
