@@ -32,7 +32,9 @@ ARITHMETIC = "float64"
 
 def error(pair: gl.UnembeddingPair, models: Any) -> float:
     few = sampled(len(models.h1))
-    return relative_error(np.sqrt(pair.rows(models.h1[few], models.h2[few])), true_pairs(models)["logit_distance"])
+    return relative_error(
+        np.sqrt(pair.squared_distances(models.h1[few], models.h2[few])), true_pairs(models)["logit_distance"]
+    )
 
 
 class Factor:
@@ -80,10 +82,10 @@ class FactorRows:
         require_backend("cpu")
         self.models = two_models(*SHAPE, "float32", difference=DIFFERENCES[data])
         self.pair = gl.UnembeddingPair(self.models.w1, self.models.w2, backend="cpu")
-        self.pair.rows(self.models.h1[:64], self.models.h2[:64])
+        self.pair.squared_distances(self.models.h1[:64], self.models.h2[:64])
 
     def run(self) -> np.ndarray:
-        return self.pair.rows(self.models.h1, self.models.h2)
+        return self.pair.squared_distances(self.models.h1, self.models.h2)
 
     def time_rows(self, data: str) -> None:
         self.run()

@@ -40,7 +40,7 @@ ROW_SECONDS = 5e-3
 def pair_errors(pair: gl.UnembeddingPair, models: Models, truth: Truth) -> Errors:
     """Of distances that the factor gives in float64."""
     few = [h[truth.rows] for h in (models.h1, models.h2)]
-    return factor_errors(pair.rows(*few, precision="exact", backend=BACKEND), truth)
+    return factor_errors(pair.squared_distances(*few, precision="exact", backend=BACKEND), truth)
 
 
 def factor_errors(squares: Any, truth: Truth) -> Errors:

@@ -1,6 +1,6 @@
 """The logit distance of each row: by a factor of both unembeddings that is at hand, and by passes over the vocabulary.
 
-* gramless: `UnembeddingPair.rows`, in float64.
+* gramless: `UnembeddingPair.squared_distances`, in float64.
 * gramless-factor: making the factor, which is done once; its answers are those of the rows above.
 * gramless-pass: `gl.logit_pairs`, in float32, which gives KL as well.
 * torch-chunks: differences of logits for chunks of rows, centred and squared, in memory that is there already.
@@ -49,9 +49,9 @@ def prepare(name: str, n: int, labels: int, width: int, data: str, *, threads: i
         return gl.UnembeddingPair(w1, w2, backend="cpu")
 
     if name == FACTOR:
-        return Job(factor, lambda made: np.sqrt(made.rows(h1[few], h2[few])))
+        return Job(factor, lambda made: np.sqrt(made.squared_distances(h1[few], h2[few])))
     pair = factor()
-    return Job(lambda: pair.rows(h1, h2), lambda squares: np.sqrt(squares[few]))
+    return Job(lambda: pair.squared_distances(h1, h2), lambda squares: np.sqrt(squares[few]))
 
 
 def torch_chunks(h1: Any, w1: Any, h2: Any, w2: Any) -> Callable[[], Any]:

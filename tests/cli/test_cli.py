@@ -138,8 +138,8 @@ def test_info_says_why_a_backend_is_missing(monkeypatch):
             raise RuntimeError("libgomp.so.1 is missing")
         return real(stem, backend)
 
-    real = info._dispatch.resolve
-    monkeypatch.setattr(info._dispatch, "resolve", broken)
+    real = info.ops_backends.resolve
+    monkeypatch.setattr(info.ops_backends, "resolve", broken)
     monkeypatch.setattr(info.importlib.metadata, "version", lambda _: (_ for _ in ()).throw(_missing()))
     text = "\n".join(info.describe())
     assert "cpu: not available: libgomp.so.1 is missing" in text

@@ -188,7 +188,7 @@ def test_rows(files, targets, tmp_path, suffix):
         with path.open(newline="") as file:
             head, *lines = csv.reader(file)
         found = dict(zip(head, np.array(lines, dtype=float).T, strict=True))
-    want = expected(targets=TARGETS, ignore_index=-100, rows=True).rows
+    want = expected(targets=TARGETS, ignore_index=-100, keep_rows=True).rows
     assert list(found) == ["row", *want] or suffix == "safetensors"
     np.testing.assert_array_equal(found["row"], np.flatnonzero(TARGETS != -100))
     for name, rows in want.items():

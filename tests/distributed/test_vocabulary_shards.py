@@ -166,7 +166,7 @@ for rows in (slice(0, 20), slice(20, N)):
         temperature=1.3, softcap2=5.0,
     ))
 print(json.dumps(stream.finalize().to_dict()))
-found = distributed.compare_logits(h1, w1, h2, w2, rows=True, divergences=False)
+found = distributed.compare_logits(h1, w1, h2, w2, keep_rows=True, divergences=False)
 print(found.js, found.rows["kl_pq"].tobytes().hex())
 """
 
@@ -184,7 +184,7 @@ def test_comparisons_and_streams(tmp_path: Path) -> None:
             bounds.assert_relative(found[name], getattr(want, name), bounds.SAME_FP64, name)
             bounds.assert_relative(found["stderr"][name], error, bounds.SAME_FP64, f"stderr of {name}")
     js, rows = kept.split()
-    whole = gl.compare_logits(*models, rows=True, divergences=False).rows
+    whole = gl.compare_logits(*models, keep_rows=True, divergences=False).rows
     assert js == "None"
     assert whole is not None
     scale = np.full(len(whole["kl_pq"]), 100.0)

@@ -252,7 +252,7 @@ class TestWork:
         assert (said.flops, work.flops) == (0, 0)
         assert said.bytes_read == state.nbytes
         assert said.path == f"compare_logits <- {state!r}"
-        assert gl.explain("compare_logits", state, rows=True).peak_extra_bytes > said.peak_extra_bytes
+        assert gl.explain("compare_logits", state, keep_rows=True).peak_extra_bytes > said.peak_extra_bytes
 
 
 def poisoned(name: str, arrays: dict[str, Any], row: int) -> str:

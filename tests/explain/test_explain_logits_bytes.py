@@ -33,7 +33,7 @@ class TestBytes:
             ("logit_pairs", 20_000, 30_000, 128, 64, "divergences=True, workspace=1000"),
             ("logit_pairs", 500_000, 30, 4, 8, "mask=mask, targets=targets"),
             ("logit_pairs", 500, 5000, 64, 32, "divergences=True, backend='reference'"),
-            ("compare_logits", 200_000, 100, 64, 32, "rows=True"),
+            ("compare_logits", 200_000, 100, 64, 32, "keep_rows=True"),
             ("compare_logits", 4000, 1000, 64, 32, "batch_rows=500, backend='reference'"),
             ("logit_distance", 3000, 20_000, 500, 300, "method='factor', mask=mask"),
             ("logit_distance", 3000, 9000, 1500, 1500, "method='factor'"),

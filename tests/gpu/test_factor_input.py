@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import gramless as gl
+from gramless._base import arguments, gpu_arrays
 from gramless._triton.factor import products
 from gramless._triton.tiles import launch
 from support import backends, bounds, device
@@ -116,7 +117,7 @@ class TestFaults:
             ({"mask": np.ones(9)}, TypeError, "array of bool"),
             ({"precision": "low"}, ValueError, "precision to be one of"),
         ):
-            with pytest.raises(error, match=f"^UnembeddingPair.rows: .*{message}"):
+            with pytest.raises(error, match=f"^UnembeddingPair.squared_distances: .*{message}"):
                 rows(pair, h1, h2, **options)
         with pytest.raises(ValueError, match="expected h1 with the hidden size 7"):
             rows(pair, h2, h2)
@@ -126,26 +127,30 @@ class TestFaults:
     def test_masks_on_a_gpu_are_judged_unread(self, monkeypatch: pytest.MonkeyPatch) -> None:
         h1, w1, h2, w2 = (device.tensor(a) for a in models(50, 7, 5, 9, "fp32"))
         pair = gl.UnembeddingPair(w1, w2, backend=BACKEND)
-        monkeypatch.setattr(gl._checks, "gpu_of", lambda a: "cuda:0" if isinstance(a, torch.Tensor) else "")
+        monkeypatch.setattr(arguments, "gpu_of", lambda a: "cuda:0" if isinstance(a, torch.Tensor) else "")
         for mask, error, message in (
             (torch.ones(8, dtype=torch.bool), ValueError, "mask of shape"),
             (torch.ones(9), TypeError, "array of bool, .* got dtype torch.float32"),
         ):
-            with pytest.raises(error, match=f"^UnembeddingPair.rows: .*{message}"):
-                pair.rows(h1, h2, mask=mask, backend="cuda")
+            with pytest.raises(error, match=f"^UnembeddingPair.squared_distances: .*{message}"):
+                pair.squared_distances(h1, h2, mask=mask, backend="cuda")
 
     @pytest.mark.parametrize("backend", ["cpu", "reference"])
     def test_backends_of_the_host(self, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
         h1, w1, h2, w2 = models(50, 7, 5, 9, "fp32")
         pair = gl.UnembeddingPair(w1, w2)
-        for module in (gl._checks, gl._device):
+        for module in (arguments, gpu_arrays):
             monkeypatch.setattr(module, "gpu_of", lambda _: "cuda:0")
-        with pytest.raises(RuntimeError, match=f"^UnembeddingPair.rows: backend='{backend}' reads host memory"):
-            pair.rows(h1, h2, backend=backend)
+        with pytest.raises(
+            RuntimeError, match=f"^UnembeddingPair.squared_distances: backend='{backend}' reads host memory"
+        ):
+            pair.squared_distances(h1, h2, backend=backend)
 
     def test_arrays_of_the_host_need_a_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
         h1, w1, h2, w2 = models(50, 7, 5, 9, "fp32")
         pair = gl.UnembeddingPair(w1, w2)
         monkeypatch.setattr(launch, "interpreting", lambda: False)
-        with pytest.raises(RuntimeError, match=r"^UnembeddingPair\.rows: backend='cuda' needs tensors on a GPU"):
-            pair.rows(h1, h2, backend="cuda")
+        with pytest.raises(
+            RuntimeError, match=r"^UnembeddingPair\.squared_distances: backend='cuda' needs tensors on a GPU"
+        ):
+            pair.squared_distances(h1, h2, backend="cuda")

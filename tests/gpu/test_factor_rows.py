@@ -128,7 +128,9 @@ class TestRowsThatCancel:
         moved = h + ratio * np.random.default_rng(10).standard_normal(h.shape)
         pair = gl.UnembeddingPair(w, w @ turn)
         mask = np.arange(30) != 4
-        with pytest.warns(RuntimeWarning, match=f"^UnembeddingPair.rows: .* 29 of 29 rows; {digits} digits") as told:
+        with pytest.warns(
+            RuntimeWarning, match=f"^UnembeddingPair.squared_distances: .* 29 of 29 rows; {digits} digits"
+        ) as told:
             rows(pair, h, moved @ turn, precision, mask=mask)
         assert told[0].filename == factors.__file__
         # and where they do not cancel nothing is said

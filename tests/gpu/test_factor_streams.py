@@ -263,5 +263,5 @@ class TestNoUpdateWaits:
         tensors, seen = there(*models(1, 9, 7, 140, "fp32")[::2]), []
         before = torch.Tensor.cpu
         monkeypatch.setattr(torch.Tensor, "cpu", lambda self: seen.append(self.shape) or before(self))
-        pair.rows(*tensors, mask=np.arange(140) > 7, backend=BACKEND)
+        pair.squared_distances(*tensors, mask=np.arange(140) > 7, backend=BACKEND)
         assert len(seen) == 1

@@ -69,7 +69,7 @@ class TestFactor:
         pair = pair_of(w1, w2, b1=b1)
         assert pair.method == method
         assert_same_factor(pair, gl.UnembeddingPair(w1, w2, b1=b1))
-        assert_rows(pair.rows(h1, h2), truth(h1, w1, h2, w2, b1))
+        assert_rows(pair.squared_distances(h1, h2), truth(h1, w1, h2, w2, b1))
         assert_rows(rows(pair, h1, h2), truth(h1, w1, h2, w2, b1))
 
     @pytest.mark.parametrize(("dtype", "other"), [*((d, d) for d in cases.DTYPES), *cases.MIXED])
@@ -78,7 +78,7 @@ class TestFactor:
         h1, w1, h2, w2 = models(200, *sizes, 7, dtype, other)
         pair = pair_of(w1, w2)
         assert_same_factor(pair, gl.UnembeddingPair(w1, w2))
-        assert_rows(pair.rows(h1, h2), truth(h1, w1, h2, w2))
+        assert_rows(pair.squared_distances(h1, h2), truth(h1, w1, h2, w2))
 
     @pytest.mark.parametrize("name", backends.LAYOUTS)
     @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -94,7 +94,7 @@ class TestFactor:
     ) -> None:
         factor_by(method, monkeypatch)
         h1, w1, h2, w2 = near(400, 24, 30, ratio, "fp32")
-        assert_rows(pair_of(w1, w2).rows(h1, h2), truth(h1, w1, h2, w2))
+        assert_rows(pair_of(w1, w2).squared_distances(h1, h2), truth(h1, w1, h2, w2))
 
     @pytest.mark.parametrize("case", ["equal", "dead", "offset", "duplicated", "rotated"])
     def test_hard_weights(self, gpu_backend: Backend, case: str) -> None:
@@ -113,10 +113,10 @@ class TestFactor:
         got, want = pair_of(w1, w2), gl.UnembeddingPair(w1, w2)
         assert (got.method, got.fingerprint) == (want.method, want.fingerprint)
         assert got.method == ("qr" if case in ("duplicated", "rotated") else "gram")
-        assert_rows(got.rows(h1, h2), truth(h1, w1, h2, w2))
+        assert_rows(got.squared_distances(h1, h2), truth(h1, w1, h2, w2))
         if case == "equal":
             assert got.factor.shape == (12, 24)
-            bounds.assert_same_bits(got.rows(h1, h1), np.zeros(8))
+            bounds.assert_same_bits(got.squared_distances(h1, h1), np.zeros(8))
 
     @pytest.mark.parametrize("size", [0, 8 * 7 * 128])
     def test_blocks_of_labels(self, gpu_backend: Backend, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +126,10 @@ class TestFactor:
         monkeypatch.setattr(factorization, "_LEAST_ROWS", 65)
         for method in ("gram", "qr"):
             factor_by(method, monkeypatch)
-            assert_rows(pair_of(w1, w2).rows(*models(1, 9, 7, 5)[::2]), want.rows(*models(1, 9, 7, 5)[::2]))
+            assert_rows(
+                pair_of(w1, w2).squared_distances(*models(1, 9, 7, 5)[::2]),
+                want.squared_distances(*models(1, 9, 7, 5)[::2]),
+            )
             assert pair_of(w1, w2).fingerprint == want.fingerprint
 
     @pytest.mark.parametrize("labels", [None, np.arange(0, 300, 2)], ids=["all", "every other"])
@@ -232,7 +235,7 @@ class TestBetweenDevices:
         found = gl.UnembeddingPair.load(tmp_path / f"a{suffix}")
         found.check(w1, w2, more.get("b1"))
         bounds.assert_same_dicts(found.to_dict(), made.to_dict())
-        bounds.assert_same_bits(found.rows(h1, h2), made.rows(h1, h2))
+        bounds.assert_same_bits(found.squared_distances(h1, h2), made.squared_distances(h1, h2))
         bounds.assert_same_bits(rows(found, h1, h2), rows(made, h1, h2))
 
     @pytest.mark.parametrize("used", [False, True])

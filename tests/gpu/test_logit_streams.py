@@ -72,9 +72,9 @@ class TestValues:
         assert_same(made.finalize(), want)
 
     def test_comparison(self) -> None:
-        want = gl.compare_logits(*MODELS, targets=TARGETS, mask=MASK, rows=True)
+        want = gl.compare_logits(*MODELS, targets=TARGETS, mask=MASK, keep_rows=True)
         got = gl.compare_logits(
-            *tensors(*MODELS), targets=device.tensor(TARGETS), mask=MASK, rows=True, batch_rows=15, **EXACT
+            *tensors(*MODELS), targets=device.tensor(TARGETS), mask=MASK, keep_rows=True, batch_rows=15, **EXACT
         )
         assert_same(got, want)
         for name, rows in want.rows.items():

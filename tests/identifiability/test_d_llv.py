@@ -285,7 +285,7 @@ def test_bound_on_the_dissimilarity_of_representations() -> None:
         d, noise = int(rng.integers(2, 5)), 10 ** rng.uniform(-4, 0.5)
         models = two_models.related(seed, n=40, labels=d + 4, d=d, noise=noise)
         found = gl.d_llv(*models)
-        worst = gl.d_svd(*models, pivot=found.pivot, leave_out=found.leave_out, inputs=found.inputs)
+        worst = gl.d_svd(*models, found)
         bound = gl.bounds.d_svd_from_d_llv(max(found.terms[:2]))
         assert worst.value <= bound * (1 + bounds.INEQUALITY)
         largest = max(largest, worst.value / bound)
@@ -387,3 +387,11 @@ def test_what_overflows_or_underflows_says_so(scale, what):
     h, w = np.random.default_rng(5).standard_normal((2, 20, 3))
     with pytest.raises(ValueError, match=f"^d_llv: .*{what}.*"):
         gl.d_llv(scale * h.clip(-1, 1), w, h, w)
+
+
+def test_text_names_the_terms_and_what_was_chosen() -> None:
+    found = gl.d_llv(*two_models.related())
+    lines = str(found).splitlines()
+    assert lines[0] == f"d_LLV {found.value:.6g} (max of four terms)"
+    assert f"pivot label {found.pivot}, label left out {found.leave_out}" in lines[3]
+    assert f"the best of {found.n_inputs} sets" in lines[4]

@@ -201,6 +201,18 @@ class TestDSVD:
         assert not {1, 3} & set(found.labels)
         bounds.assert_relative(1 - gl.msvd(*models, rows=[1, *found.labels]), worst, bounds.INVARIANCE_FP64)
 
+    def test_takes_what_d_llv_returns(self) -> None:
+        models = two_models.related(8)
+        far = gl.d_llv(*models)
+        chosen = {"pivot": far.pivot, "leave_out": far.leave_out, "inputs": far.inputs}
+        assert gl.d_svd(*models, far) == gl.d_svd(*models, **chosen)
+        with pytest.raises(ValueError, match="d_svd: the result of d_llv gives pivot, leave_out and inputs"):
+            gl.d_svd(*models, far, pivot=far.pivot)
+        with pytest.raises(TypeError, match="d_svd: expected the result of d_llv, or leave_out, inputs as well"):
+            gl.d_svd(*models, pivot=far.pivot)
+        with pytest.raises(TypeError, match="d_svd: expected the result of d_llv, got float"):
+            gl.d_svd(*models, far.value)
+
     def test_sampled_sets(self) -> None:
         models = two_models.related(9, labels=14)
         ways = {"pivot": 0, "leave_out": 1, "inputs": [0, 1, 2, 3]}

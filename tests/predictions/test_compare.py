@@ -141,7 +141,7 @@ class TestValues:
         assert got.kl_pq == want.kl_pq
 
     def test_one_row(self) -> None:
-        got = gl.compare_logits(H1[:1], W1, H2[:1], W2, rows=True)
+        got = gl.compare_logits(H1[:1], W1, H2[:1], W2, keep_rows=True)
         assert got.n == 1
         assert all(math.isnan(error) for error in got.stderr.values())
         assert got.kl_pq == got.rows["kl_pq"][0]
@@ -185,7 +185,7 @@ class TestBatches:
 class TestRows:
     def test_rows(self) -> None:
         targets = np.where(TARGETS < 20, -1, TARGETS)
-        got = gl.compare_logits(*MODELS, targets=targets, rows=True)
+        got = gl.compare_logits(*MODELS, targets=targets, keep_rows=True)
         z1, z2 = logits(H1, W1), logits(H2, W2)
         want = dense_rows(z1, z2)
         assert set(got.rows) == {*want, "nll_p", "nll_q"}
@@ -196,7 +196,7 @@ class TestRows:
     @pytest.mark.parametrize("name", ["kl_pq", "js", "logit_distance", "nll_q"])
     def test_quantiles(self, name: str) -> None:
         """Exact from rows; from a sketch within what it promises."""
-        exact, sketched = (gl.compare_logits(*MODELS, targets=TARGETS, rows=rows) for rows in (True, False))
+        exact, sketched = (gl.compare_logits(*MODELS, targets=TARGETS, keep_rows=rows) for rows in (True, False))
         shares = np.linspace(0, 1, 21)
         # that many rows of 300, from 1
         want = np.sort(exact.rows[name])[np.maximum(15 * np.arange(21), 1) - 1]
@@ -266,7 +266,7 @@ class TestExtremes:
     def test_propagated(self) -> None:
         h1 = H1.copy()
         h1[7] = np.nan
-        got = gl.compare_logits(h1, W1, H2, W2, targets=TARGETS, nonfinite="propagate", rows=True)
+        got = gl.compare_logits(h1, W1, H2, W2, targets=TARGETS, nonfinite="propagate", keep_rows=True)
         assert math.isnan(got.kl_pq)
         assert math.isnan(got.nll_p)
         assert math.isnan(got.quantiles("kl_pq", 0.5))
@@ -293,7 +293,7 @@ class TestExtremes:
 class TestState:
     def test_state(self) -> None:
         state = gl.logit_pairs(*MODELS, targets=TARGETS, divergences=True)
-        got, want = gl.compare_logits(state, rows=True), gl.compare_logits(*MODELS, targets=TARGETS)
+        got, want = gl.compare_logits(state, keep_rows=True), gl.compare_logits(*MODELS, targets=TARGETS)
         assert got.to_dict() | {"quantiles": 0} == want.to_dict() | {"quantiles": 0}
         assert set(got.rows) > {"js", "nll_q"}
 

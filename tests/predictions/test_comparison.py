@@ -41,7 +41,7 @@ class TestTexts:
     def test_quantiles_have_the_digits_that_are_known(self, scale: float) -> None:
         """Two of a sketch, three of the values themselves."""
         z1, z2 = (scale * RNG.standard_normal((N, V)) for _ in range(2))
-        kept, sketched = (gl.compare_logits(z1, None, z2, None, rows=rows) for rows in (True, False))
+        kept, sketched = (gl.compare_logits(z1, None, z2, None, keep_rows=rows) for rows in (True, False))
         line = next(k for k, text in enumerate(str(kept).splitlines()) if text.startswith("logit distance"))
         exact, rough = (str(found).splitlines()[line].split()[-2:] for found in (kept, sketched))
         for share, three, two in zip((0.5, 0.95), exact, rough, strict=True):

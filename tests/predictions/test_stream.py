@@ -133,7 +133,7 @@ class TestStream:
 class TestKeptRows:
     def test_rows_in_order(self) -> None:
         stream = fed(keep_rows=True)
-        got, want = stream.finalize(), gl.compare_logits(H1, W1, H2, W2, targets=TARGETS, rows=True)
+        got, want = stream.finalize(), gl.compare_logits(H1, W1, H2, W2, targets=TARGETS, keep_rows=True)
         for name, rows in want.rows.items():
             scale = np.full(N, 50.0)
             np.testing.assert_array_equal(np.isnan(got.rows[name]), np.isnan(rows))

@@ -34,7 +34,7 @@ class TestFiles:
         found = gl.UnembeddingPair.load(path)
         assert repr(found) == repr(pair)
         assert (found.fingerprint, found.nbytes, found.width) == (pair.fingerprint, pair.nbytes, pair.width)
-        bounds.assert_same_bits(found.rows(h1, h2), pair.rows(h1, h2))
+        bounds.assert_same_bits(found.squared_distances(h1, h2), pair.squared_distances(h1, h2))
         found.check(w1, w1 if case == "equal" else w2, more.get("b1"), more.get("b2"))
         bounds.assert_same_dicts(found.to_dict(), pair.to_dict())
 
@@ -42,7 +42,7 @@ class TestFiles:
         h1, w1, h2, w2 = models(300, 9, 6, 8)
         pair = gl.UnembeddingPair(w1, w2)
         for other in (pickle.loads(pickle.dumps(pair)), copy.deepcopy(pair)):
-            bounds.assert_same_bits(other.rows(h1, h2), pair.rows(h1, h2))
+            bounds.assert_same_bits(other.squared_distances(h1, h2), pair.squared_distances(h1, h2))
 
     @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
     def test_damaged_files_are_refused(self, tmp_path: Path, suffix: str) -> None:
@@ -97,11 +97,11 @@ class TestFiles:
     def test_states_are_copies(self) -> None:
         h1, w1, h2, w2 = models(300, 9, 6, 8)
         pair = gl.UnembeddingPair(w1, w2)
-        want, state = pair.rows(h1, h2), pair.to_dict()
+        want, state = pair.squared_distances(h1, h2), pair.to_dict()
         restored = gl.UnembeddingPair.from_dict(state)
         state["factor"][:] = 0.0
         for one in (pair, restored):
-            bounds.assert_same_bits(one.rows(h1, h2), want)
+            bounds.assert_same_bits(one.squared_distances(h1, h2), want)
         with pytest.raises(ValueError, match="read-only"):
             pair.factor[0, 0] = 1.0
 
@@ -260,11 +260,11 @@ def test_overflow_is_told(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="overflow"):
         gl.UnembeddingPair(1e200 * W1, W2)
     pair = gl.UnembeddingPair(W1, W2)
-    with pytest.raises(ValueError, match=r"UnembeddingPair\.rows: squared distances overflow"):
-        pair.rows(np.full((3, 4), 1e200), np.zeros((3, 3)))
+    with pytest.raises(ValueError, match=r"UnembeddingPair\.squared_distances: squared distances overflow"):
+        pair.squared_distances(np.full((3, 4), 1e200), np.zeros((3, 3)))
     pair, most = gl.UnembeddingPair(W1, W1[::-1]), np.full((3, 4), 1.7e308)
-    with pytest.raises(ValueError, match=r"UnembeddingPair\.rows: differences of h1 and h2 overflow"):
-        pair.rows(most, -most)
+    with pytest.raises(ValueError, match=r"UnembeddingPair\.squared_distances: differences of h1 and h2 overflow"):
+        pair.squared_distances(most, -most)
 
 
 H1, H2 = models(50, 4, 3, 8)[::2]
@@ -284,8 +284,8 @@ BAD_ROWS = [
 
 @pytest.mark.parametrize(("states", "options", "error", "message"), BAD_ROWS, ids=lambda case: None)
 def test_bad_rows_are_refused(states: tuple, options: dict, error: type, message: str) -> None:
-    with pytest.raises(error, match=rf"^UnembeddingPair\.rows: .*({message})"):
-        gl.UnembeddingPair(W1, W2).rows(*states, **options)
+    with pytest.raises(error, match=rf"^UnembeddingPair\.squared_distances: .*({message})"):
+        gl.UnembeddingPair(W1, W2).squared_distances(*states, **options)
 
 
 def test_float16_overflow_is_advised() -> None:
@@ -300,7 +300,7 @@ def test_inputs_stay_as_they_are() -> None:
     kept = [a.copy() for a in given]
     h1, w1, h2, w2 = given
     b = np.linspace(0, 1, 300)
-    gl.UnembeddingPair(w1, w2, b1=b).rows(h1, h2)
+    gl.UnembeddingPair(w1, w2, b1=b).squared_distances(h1, h2)
     for a, want in zip((*given, b), (*kept, np.linspace(0, 1, 300)), strict=True):
         bounds.assert_same_bits(a, want)
 
@@ -318,7 +318,7 @@ def test_says_what_it_is() -> None:
     assert pair.nbytes >= pair.factor.nbytes
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pair.rows(H1, H2)
+        pair.squared_distances(H1, H2)
 
 
 # memory
@@ -360,7 +360,7 @@ def test_memory_of_rows() -> None:
     prepare = HEADS.format(v=2000, d1=d, d2=d) + (
         "pair = gl.UnembeddingPair(w1, w2)\nh = rng.standard_normal((300_000, 200), dtype=np.float32)\n"
     )
-    peak = memory.peak_extra_bytes(prepare, "pair.rows(h, h)", "pair.rows(h[:9], h[:9])")
+    peak = memory.peak_extra_bytes(prepare, "pair.squared_distances(h, h)", "pair.squared_distances(h[:9], h[:9])")
     # a block in float64, its products with a panel, and a value for each row with its number
     formula = (1 << 24) + 2 * 8 * 300_000
     assert peak <= bounds.MEMORY_FACTOR * formula + bounds.MEMORY_SLACK_BYTES, f"{peak:,} against {formula:,}"

@@ -16,7 +16,7 @@ BACKEND = "auto" if device.label() == "cuda" else "cuda"
 
 
 def rows(pair: gl.UnembeddingPair, h1: np.ndarray, h2: np.ndarray, precision: str = "high", **more: Any) -> np.ndarray:
-    return pair.rows(device.tensor(h1), device.tensor(h2), precision=precision, backend=BACKEND, **more)
+    return pair.squared_distances(device.tensor(h1), device.tensor(h2), precision=precision, backend=BACKEND, **more)
 
 
 def assert_is_truth(of: MODELS, precision: str, biased: bool = False) -> None:

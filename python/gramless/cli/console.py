@@ -1,24 +1,13 @@
-"""Standard output: a console, and errors that name it."""
+"""A console for standard output."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from rich.console import Console
 
-
-@contextmanager
-def output_named() -> Iterator[None]:
-    """Say of an error that it is standard output that cannot be written, unless its reader went away."""
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise OSError(f"standard output: cannot be written: {error.strerror or error}") from None
+from .standard_output import output_named
 
 
 class _Console(Console):

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TextIO
 
-from .console import output_named
 from .parser import make_parser
+from .standard_output import output_named
 
 ERROR, INTERRUPTED = 2, 130
 

@@ -7,8 +7,8 @@ import sys
 from typing import Any, NoReturn
 
 from .._version import __version__
-from .console import output_named
 from .logits_options import add_logits
+from .standard_output import output_named
 
 MAX_THREADS = 1024
 INPUTS = """\

@@ -157,7 +157,7 @@ def compare_logits(
     softcap1: float | None = None,
     softcap2: float | None = None,
     divergences: bool = True,
-    rows: bool = False,
+    keep_rows: bool = False,
     workspace: int | None = None,
     batch_rows: int | None = None,
     nonfinite: str = "raise",
@@ -172,7 +172,7 @@ def compare_logits(
         As in `logit_pairs`.
     ignore_index, temperature, softcap1, softcap2, divergences, batch_rows, nonfinite, precision
         As in `gramless.compare_logits`, the same in all processes.
-    rows, workspace, backend
+    keep_rows, workspace, backend
         As in `gramless.compare_logits`.
 
     Returns
@@ -205,7 +205,7 @@ def compare_logits(
     if not len(session.part.counted):
         raise ValueError(f"{function}: expected at least one row that counts, got none")
     made_with: dict[str, Any] = {"temperature": temperature, "softcap1": softcap1, "softcap2": softcap2}
-    stream = LogitPairs(divergences=session.divergences, keep_rows=bool(rows), **made_with)
+    stream = LogitPairs(divergences=session.divergences, keep_rows=bool(keep_rows), **made_with)
     for start in range(0, session.part.given, session.batch_rows):
         part = session.part.batch(slice(start, start + session.batch_rows))
         if not len(part.counted):

@@ -110,7 +110,7 @@ def _of_compare_logits(asked: Asked) -> Work:
         gathered, targets = chosen.mask is not None and not chosen.mask.all(), chosen.targets is not None
         cost = gpu_logit_costs.comparison(counts, of, gathered=gathered, targets=targets)
     else:
-        cost = _arguments(heads, chosen).then(logit_costs.comparison(counts, of, keep=bool(asked["rows"])))
+        cost = _arguments(heads, chosen).then(logit_costs.comparison(counts, of, keep=bool(asked["keep_rows"])))
     return Work(path, kernel.backend, why, cost)
 
 
@@ -125,7 +125,7 @@ def _of_state(asked: Asked) -> Work:
         f"{function} <- {state!r}",
         "numpy",
         "the pass is behind it, no kernel runs",
-        logit_costs.of_state(state.n, keep=bool(asked["rows"])),
+        logit_costs.of_state(state.n, keep=bool(asked["keep_rows"])),
     )
 
 

@@ -65,6 +65,20 @@ class LogLikelihoodDistance:
     weight: float
     seed: int
 
+    def __str__(self) -> str:
+        first, second, third, fourth = self.terms
+        shown = ", ".join(map(str, self.inputs[:6])) + (", ..." if len(self.inputs) > 6 else "")
+        sets = f"the best of {self.n_inputs} sets" if self.n_inputs else "given"
+        return "\n".join(
+            (
+                f"d_LLV {self.value:.6g} ({self.combine} of four terms)",
+                f"  variance over inputs {first:.6g}, over labels {second:.6g}",
+                f"  scale over inputs {third:.6g}, over labels {fourth:.6g}, each times {self.weight:g}",
+                f"  pivot label {self.pivot}, label left out {self.leave_out}",
+                f"  inputs {shown} ({sets})",
+            )
+        )
+
 
 def d_llv(
     h1: Array,

@@ -15,6 +15,7 @@ from .._base import arguments
 from .._base.arrays import Array, Float64
 from ..measures import identifiability as _measures
 from . import model_pair
+from .d_llv import LogLikelihoodDistance
 from .model_pair import Indices
 from .square_roots import float64_rows, root_of_rows, scaled, scaled_columns
 
@@ -124,10 +125,11 @@ def d_svd(
     w1: Array,
     h2: Array,
     w2: Array,
+    distance: LogLikelihoodDistance | None = None,
     *,
-    pivot: int,
-    leave_out: int,
-    inputs: Any,
+    pivot: int | None = None,
+    leave_out: int | None = None,
+    inputs: Any = None,
     n_sets: int = 1000,
     seed: int = 0,
 ) -> SVDDissimilarity:
@@ -143,10 +145,12 @@ def d_svd(
         Embeddings of the same inputs.
     w1, w2 : array of shape (V, d)
         Unembeddings of the same labels.
-    pivot, leave_out : int
-        Labels, those of the result of d_llv.
-    inputs : sequence of ints
-        Inputs, the pivot first, those of the result of d_llv.
+    distance : LogLikelihoodDistance, optional
+        Result of `gramless.d_llv` for the same models. It gives pivot, leave_out and inputs.
+    pivot, leave_out : int, optional
+        Labels. Give them, with inputs, in place of a distance.
+    inputs : sequence of ints, optional
+        Inputs, the pivot first.
     n_sets : int
         If there are more label sets than this, as many random ones are taken, which can only miss the worst.
     seed : int
@@ -175,11 +179,22 @@ def d_svd(
     >>> rng = np.random.default_rng(0)
     >>> h, w = rng.standard_normal((100, 2)), rng.standard_normal((6, 2))
     >>> far = gl.d_llv(h, w, h + 0.1, w[::-1])
-    >>> worst = gl.d_svd(h, w, h + 0.1, w[::-1], pivot=far.pivot, leave_out=far.leave_out, inputs=far.inputs)
+    >>> worst = gl.d_svd(h, w, h + 0.1, w[::-1], far)
     >>> round(worst.value, 6), worst.exhaustive
     (0.575993, True)
     """
     function = "d_svd"
+    if distance is not None:
+        if not isinstance(distance, LogLikelihoodDistance):
+            raise TypeError(f"{function}: expected the result of d_llv, got {type(distance).__name__}")
+        if (pivot, leave_out, inputs) != (None, None, None):
+            raise ValueError(f"{function}: the result of d_llv gives pivot, leave_out and inputs, give none of them")
+        pivot, leave_out, inputs = distance.pivot, distance.leave_out, distance.inputs
+    missing = [
+        name for name, value in (("pivot", pivot), ("leave_out", leave_out), ("inputs", inputs)) if value is None
+    ]
+    if missing:
+        raise TypeError(f"{function}: expected the result of d_llv, or {', '.join(missing)} as well")
     arrays = model_pair.pair(function, h1, w1, h2, w2)
     d = model_pair.same_size(function, arrays, "label sets of size d need one d")
     labels = int(arrays["w1"].shape[0])

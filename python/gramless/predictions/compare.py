@@ -22,7 +22,7 @@ from .row_statistics import RowTable, check_state
 
 
 @overload
-def compare_logits(h1: LogitPairState, *, rows: bool = False) -> LogitComparison: ...
+def compare_logits(h1: LogitPairState, *, keep_rows: bool = False) -> LogitComparison: ...
 @overload
 def compare_logits(
     h1: Array,
@@ -40,7 +40,7 @@ def compare_logits(
     softcap1: float | None = None,
     softcap2: float | None = None,
     divergences: bool = True,
-    rows: bool = False,
+    keep_rows: bool = False,
     workspace: int | None = None,
     batch_rows: int | None = None,
     progress: bool = False,
@@ -64,7 +64,7 @@ def compare_logits(
     softcap1: float | None = None,
     softcap2: float | None = None,
     divergences: bool = True,
-    rows: bool = False,
+    keep_rows: bool = False,
     workspace: int | None = None,
     batch_rows: int | None = None,
     progress: bool = False,
@@ -78,8 +78,8 @@ def compare_logits(
     ----------
     h1 : array of shape (N, d1), float16, bfloat16, float32 or float64; or a LogitPairState
         Hidden states of model 1, also memory-mapped, or on a GPU, as all others then. A state, of one pass or of merged
-        slices of the vocabulary, stands for both models: then there is nothing else to give but rows. It may lack js
-        and tv.
+        slices of the vocabulary, stands for both models: then only keep_rows may be given beside it. It may lack js and
+        tv.
     w1 : array of shape (V, d1) or None
         Its unembedding. None: h1 holds its logits (N, V).
     h2, w2 : array of shape (N, d2) and (V, d2)
@@ -100,7 +100,7 @@ def compare_logits(
         c above 0 of c tanh(z / c), which logits go through before that.
     divergences : bool
         js and tv, too, which may cost as much again.
-    rows : bool
+    keep_rows : bool
         Keep the values of each row.
     workspace : int, optional
         As in `gramless.logit_pairs`.
@@ -128,8 +128,8 @@ def compare_logits(
     Notes
     -----
     2 N V (d1 + d2) flops, twice that for divergences where their workspace is too small: no N x V array. Beside what
-    `gramless.logit_pairs` takes of a batch, 240 KB; with rows, 112 bytes for each. A GPU is given the next batch while
-    results of the last one are on their way.
+    `gramless.logit_pairs` takes of a batch, 240 KB; with keep_rows, 112 bytes for each row. On a GPU the next batch is
+    launched before the results of the last one arrive.
 
     Examples
     --------
@@ -149,7 +149,7 @@ def compare_logits(
     function = "compare_logits"
     if isinstance(h1, LogitPairState):
         _check_alone(function, locals())
-        return _of_state(function, h1, rows=rows)
+        return _of_state(function, h1, keep_rows=keep_rows)
     if h2 is None:
         raise TypeError(f"{function}: expected h1, w1, h2 and w2, or a LogitPairState, got no h2")
     check_backend(function, backend, "logit_pairs")
@@ -189,7 +189,7 @@ def compare_logits(
     batches = Batches((first, second), chosen.mask, targets, size, options)
     starts = progress_bar(range(0, n, batches.size), "batches of rows", shown=progress and n > batches.size)
     states = batches.on_gpu(starts) if on_gpu else batches.on_host(starts)
-    tables = (RowTable.of(function, state, divergences=divergences, keep=rows) for state in states)
+    tables = (RowTable.of(function, state, divergences=divergences, keep=keep_rows) for state in states)
     return LogitComparison._of(reduce(RowTable.merge, tables))
 
 
@@ -198,16 +198,16 @@ def _check_alone(function: str, given: dict[str, Any]) -> None:
     plain: dict[str, Any] = {"temperature": 1.0, "divergences": True, "progress": False, "nonfinite": "raise"}
     plain |= {"precision": "high", "backend": "auto"}
     for name, value in given.items():
-        if name in ("h1", "rows", "function") or value is None:
+        if name in ("h1", "keep_rows", "function") or value is None:
             continue
         if name not in plain or type(value) is not type(plain[name]) or value != plain[name]:
             raise TypeError(f"{function}: a LogitPairState stands for both models, got {name}, too")
 
 
-def _of_state(function: str, state: LogitPairState, *, rows: bool) -> LogitComparison:
+def _of_state(function: str, state: LogitPairState, *, keep_rows: bool) -> LogitComparison:
     check_state(function, state)
     if not state.n:
         raise ValueError(f"{function}: expected at least one row, got a state of none")
     predicted = ~np.isnan(state.lse_p + state.lse_q)
     complete = not (predicted & np.isnan(state.js + state.tv)).any()
-    return LogitComparison._of(RowTable.of(function, state, divergences=complete, keep=rows))
+    return LogitComparison._of(RowTable.of(function, state, divergences=complete, keep=keep_rows))

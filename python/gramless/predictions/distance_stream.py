@@ -101,13 +101,13 @@ class LogitDistance(Accumulator[Rows]):
     pair : UnembeddingPair
         The factor of the unembeddings.
     precision : {"fast", "high", "exact"}
-        As in `UnembeddingPair.rows`, like backend.
+        As in `UnembeddingPair.squared_distances`, like backend.
     backend : {"auto", "reference", "cpu", "cuda"}
         A named backend never falls back to another.
 
     Notes
     -----
-    N D^2 flops as `UnembeddingPair.rows`; it holds three numbers, and seven for each GPU.
+    N D^2 flops as `UnembeddingPair.squared_distances`; it holds three numbers, and seven for each GPU.
 
     Sums of rows on a GPU stay there, and `update` does not wait for it, but once for the factor if that was made
     elsewhere: rows that are not finite, overflow and terms that cancel are told by what reads the sums, `finalize` or
@@ -155,7 +155,7 @@ class LogitDistance(Accumulator[Rows]):
         Raises
         ------
         TypeError, ValueError, RuntimeError
-            As `UnembeddingPair.rows`. The rows so far are kept.
+            As `UnembeddingPair.squared_distances`. The rows so far are kept.
         """
         function, pair = self._name("update"), self._pair
         arrays = pair._states(function, h1, h2)
@@ -187,7 +187,7 @@ class LogitDistance(Accumulator[Rows]):
         Warns
         -----
         RuntimeWarning
-            As `UnembeddingPair.rows`, of rows that came on a GPU.
+            As `UnembeddingPair.squared_distances`, of rows that came on a GPU.
         """
         found = self._read(self._name("finalize"), self._state)
         if not found.n:

@@ -141,8 +141,8 @@ def logit_distance(
         With a factor of the unembeddings, V D^2 flops once and N D^2 flops, D = d1 + d2; or with logits, 2 N V D flops.
         "auto" takes the factor with a pair, or if N V / (N + V) > D / 2.
     precision : {"fast", "high", "exact"}
-        Of products with a factor on a GPU, as in `UnembeddingPair.rows`; data in float64 are always "exact". Logits
-        themselves are always in float64, as differences of logits have fewer digits than these.
+        Of products with a factor on a GPU, as in `UnembeddingPair.squared_distances`; data in float64 are always
+        "exact". Logits themselves are always in float64, as differences of logits have fewer digits than these.
     backend : {"auto", "reference", "cpu", "cuda"}
         Of the kernels. A named backend never falls back to another.
 
@@ -160,7 +160,7 @@ def logit_distance(
     Warns
     -----
     RuntimeWarning
-        As `UnembeddingPair.rows`.
+        As `UnembeddingPair.squared_distances`.
 
     Notes
     -----

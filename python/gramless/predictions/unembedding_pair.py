@@ -108,7 +108,7 @@ class UnembeddingPair:
     UnembeddingPair(labels=1000, d1=16, d2=16, basis='difference', method='gram')
     >>> delta = h1 @ w1.T - h2 @ w2.T
     >>> delta -= delta.mean(axis=1, keepdims=True)
-    >>> bool(np.allclose(pair.rows(h1, h2), (delta**2).sum(axis=1), rtol=1e-9))
+    >>> bool(np.allclose(pair.squared_distances(h1, h2), (delta**2).sum(axis=1), rtol=1e-9))
     True
     >>> pair.save("pair.safetensors")
     >>> gl.UnembeddingPair.load("pair.safetensors").check(w1, w2)
@@ -191,7 +191,7 @@ class UnembeddingPair:
         """Bytes held."""
         return 8 * (self._held.count + 1) * self.width + (0 if self._given is None else self._given.nbytes)
 
-    def rows(
+    def squared_distances(
         self, h1: Array, h2: Array, *, mask: Any = None, precision: str = "high", backend: str = "auto"
     ) -> Float64:
         """Return the squared distance of the centred logits of each row.
@@ -234,7 +234,7 @@ class UnembeddingPair:
         in float64. Peak extra bytes there: 512 MiB; held from the first use of a device and a precision on: 8 D^2, and
         2 or 4 D^2 for "fast" or "high".
         """
-        function = "UnembeddingPair.rows"
+        function = "UnembeddingPair.squared_distances"
         arguments.choice(function, "precision", precision, PRECISIONS)
         check_backend(function, backend)
         return self._distances(function, h1, h2, mask, precision, backend)
