@@ -12,7 +12,7 @@ extern const TileKernels kTileKernels;
 namespace baseline {
 extern const TileKernels kTileKernels;
 }
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(GRAMLESS_BASELINE_ONLY)
 namespace x86_64_v3 {
 extern const TileKernels kTileKernels;
 }
@@ -30,7 +30,7 @@ struct Level {
 
 std::vector<Level> all_levels() {
     std::vector<Level> levels{{&scalar::kTileKernels, true}, {&baseline::kTileKernels, true}};
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(GRAMLESS_BASELINE_ONLY)
     __builtin_cpu_init();
     const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
                     __builtin_cpu_supports("bmi2");

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gramless.states.moments import MomentState
-from support import memory
+from support import forked
 
 TIMEOUT = 120
 
@@ -34,28 +32,8 @@ dist.destroy_process_group()
 
 def launch(program: str, world: int, folder: Path) -> list[str]:
     """Run a program in `world` processes and give back what each printed."""
-    environment = memory.environment() | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", PREAMBLE + program + EPILOGUE, str(rank), str(world), str(folder)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world)
-    ]
-    outputs = []
-    try:
-        for rank, process in enumerate(started):
-            out, err = process.communicate(timeout=TIMEOUT)
-            assert process.returncode == 0, f"rank {rank} failed\n{err}"
-            outputs.append(out)
-    finally:
-        for process in started:
-            process.kill()
-            process.communicate()
-    return outputs
+    arguments = [(str(rank), str(world), str(folder)) for rank in range(world)]
+    return forked.run(PREAMBLE + program + EPILOGUE, arguments, TIMEOUT)
 
 
 def states(folder: Path, world: int, kind: Any = MomentState) -> list[Any]:
