@@ -186,7 +186,7 @@ class TestFaults:
         assert pair_of(w1, w2, labels=labels).labels == count - 1
 
     def test_rows_are_named_by_their_labels(self, gpu_backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(stacked_weights, "_BLOCK_ROWS", 64)
+        monkeypatch.setattr(stacked_weights, "BLOCK_ROWS", 64)
         _, w1, _, w2 = models(400, 9, 6, 1, "fp16")
         w1[301], w2[300] = np.inf, np.nan
         with pytest.raises(ValueError, match=r"w1 has non-finite values in row 301 \(float16 holds at most 65504"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import gramless as gl
-from gramless.predictions import factorization, unembedding_pair
+from gramless.predictions import factorization, stacked_weights, unembedding_pair
 from support import backends, bounds, cases
 from support.backends import Backend
 from support.heads import LONG, MODELS, assert_rows, factor_by, models, near, truth
@@ -214,8 +214,9 @@ class TestHardInput:
         h1, w1, h2, w2 = models(700, 9, 7, 50)
         pair = gl.UnembeddingPair(w1, w2)
         want = pair.squared_distances(h1, h2)
-        for name, value in (("_PIECE_ROWS", 64), ("_BLOCK_ROWS", 128), ("_QR_ROWS", 33), ("_MARKED_BYTES", 400)):
-            monkeypatch.setattr(factorization, name, value)
+        monkeypatch.setattr(factorization, "_QR_ROWS", 33)
+        for name, value in (("PIECE_ROWS", 64), ("BLOCK_ROWS", 128), ("_MARKED_BYTES", 400)):
+            monkeypatch.setattr(stacked_weights, name, value)
         for name, value in (("_LEAST_ROWS", 7), ("_BLOCK_BYTES", 100), ("_FACTOR_ROWS", 5)):
             monkeypatch.setattr(unembedding_pair, name, value)
         for method in ("gram", "qr"):

@@ -206,7 +206,7 @@ def factor(labels: int, columns: Sequence[Columns], backend: str, *, biased: boo
         # read again for their fingerprint
         return Cost(0, (2 * labels + sampled) * label_bytes, 8 * labels * width, labels * label_bytes)
     rows = min(
-        labels, max(stacked_weights._BLOCK_ROWS, width // stacked_weights._PIECE_ROWS * stacked_weights._PIECE_ROWS)
+        labels, max(stacked_weights.BLOCK_ROWS, width // stacked_weights.PIECE_ROWS * stacked_weights.PIECE_ROWS)
     )
     once = costs.moments(rows, [first, right], backend)
     sums = once.held * (2 if labels > rows else 1)

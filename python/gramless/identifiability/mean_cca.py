@@ -13,12 +13,13 @@ from .._base.arrays import Array
 from ..accumulators.moments import Moments
 from ..measures import identifiability as _measures
 from ..states.moments import CrossMoments, MomentState, SelfMoments
-from .msvd import _BLOCK_BYTES
 from .square_roots import float64_blocks
 
 # eigenvalues that products in float32 leave of a correlation matrix without full rank
 _FLOAT32_RTOL = 2.0**-20
 # of two, of values whose fourth powers, which moments hold as well, can be added up
+# bytes of a block of rows in float64
+_BLOCK_BYTES = 1 << 25
 _MOST_POWER = 200
 
 

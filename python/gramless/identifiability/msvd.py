@@ -19,9 +19,6 @@ from .d_llv import LogLikelihoodDistance
 from .model_pair import Indices
 from .square_roots import float64_rows, root_of_rows, scaled, scaled_columns
 
-# bytes of a block of rows in float64
-_BLOCK_BYTES = 1 << 25
-
 
 def msvd(h1: Array, w1: Array, h2: Array, w2: Array, *, rows: Any) -> float:
     """Return mSVD, how nearly a rotation relates what two models say of some labels, each scaled to variance 1.

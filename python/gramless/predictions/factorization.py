@@ -25,7 +25,8 @@ from .._base.progress import progress_bar
 from .._base.streaming_qr import no_rows, with_rows
 from ..ops import threads
 from ..states.moments import MomentState, add_into
-from .stacked_weights import _BLOCK_ROWS, _PIECE_ROWS, Columns, _slices, pieces, row_marks, without_zeros
+from . import stacked_weights
+from .stacked_weights import Columns, pieces, row_marks, slices, without_zeros
 
 if TYPE_CHECKING:
     pass
@@ -73,7 +74,7 @@ def factor(columns: Columns, backend: str, *, progress: bool) -> Factor:
 def _moments(columns: Columns, pivot: Float64, backend: str, *, progress: bool) -> tuple[list[MomentState], str]:
     """Return the moments of M about the pivot, in a list that lets go of them, and the fingerprint of its rows."""
     d1, _ = columns.sizes
-    rows = max(_BLOCK_ROWS, columns.width // _PIECE_ROWS * _PIECE_ROWS)
+    rows = max(stacked_weights.BLOCK_ROWS, columns.width // stacked_weights.PIECE_ROWS * stacked_weights.PIECE_ROWS)
     buffer = np.empty((min(rows, columns.count), columns.width - d1))
     fingerprint = columns.marked()
     total: MomentState | None = None
@@ -86,7 +87,7 @@ def _moments(columns: Columns, pivot: Float64, backend: str, *, progress: bool) 
                 columns.right(w1, w2, first, buffer[first - start : last - start])
                 return row_marks(w1, w2)
 
-            for marks in pool.map(prepare, pieces(start, stop, _PIECE_ROWS)):
+            for marks in pool.map(prepare, pieces(start, stop, stacked_weights.PIECE_ROWS)):
                 fingerprint.update(marks)
             state = ops.moments(
                 columns.left(start, stop),
@@ -125,7 +126,7 @@ def _cholesky(columns: Columns, moments: list[MomentState]) -> Float64 | None:
     second /= scale[:, None]
     second[dead, :], second[:, dead] = 0.0, 0.0
     np.fill_diagonal(second, 1.0)
-    norm = max(float(np.abs(second[rows]).sum(axis=1).max()) for rows in _slices(columns.width, _QR_ROWS))
+    norm = max(float(np.abs(second[rows]).sum(axis=1).max()) for rows in slices(columns.width, _QR_ROWS))
     made, failed = lapack.dpotrf(second.T, lower=1, clean=1, overwrite_a=1)
     if failed:
         return None

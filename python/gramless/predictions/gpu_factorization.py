@@ -85,7 +85,7 @@ def _digest(columns: Columns, marks: Any) -> str:
 
 def _refuse(columns: Columns) -> None:
     """Name the first row that is not finite, as the host does; without one, squares overflow."""
-    for piece in pieces(0, columns.count, stacked_weights._BLOCK_ROWS):
+    for piece in pieces(0, columns.count, stacked_weights.BLOCK_ROWS):
         found = columns.nonfinite_row(*piece)
         if found is not None:
             raise found

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from typing import Self
 
 # rows of one task of a thread, which stay in a core's cache from one use to the next
-_PIECE_ROWS = 128
+PIECE_ROWS = 128
 # rows of W of one call of the kernel, at least, so that making and adding up D^2 sums costs little beside them
-_BLOCK_ROWS = 8192
+BLOCK_ROWS = 8192
 # bits of half a word
 _HALF = np.uint64(32)
 # bytes of rows that are marked at a time: what is made of them is neither paged in anew nor leaves the cache
@@ -153,7 +153,7 @@ class Columns:
         """Return what tells these weights from others: a hash of shapes, dtypes, labels, biases and all rows used."""
         made = self.marked()
         with ThreadPoolExecutor(threads.threads_or_one()) as pool:
-            for marks in pool.map(lambda piece: row_marks(*self.rows(*piece)), pieces(0, self.count, _PIECE_ROWS)):
+            for marks in pool.map(lambda piece: row_marks(*self.rows(*piece)), pieces(0, self.count, PIECE_ROWS)):
                 made.update(marks)
         return str(made.hexdigest())
 
@@ -169,7 +169,7 @@ def pieces(start: int, stop: int, rows: int) -> list[tuple[int, int]]:
     return list(pairwise([*range(start, stop, rows), stop]))
 
 
-def _slices(count: int, size: int) -> list[slice]:
+def slices(count: int, size: int) -> list[slice]:
     return [slice(start, stop) for start, stop in pieces(0, count, size)]
 
 
