@@ -17,9 +17,9 @@ from .square_roots import float64_blocks
 
 # eigenvalues that products in float32 leave of a correlation matrix without full rank
 _FLOAT32_RTOL = 2.0**-20
-# of two, of values whose fourth powers, which moments hold as well, can be added up
 # bytes of a block of rows in float64
 _BLOCK_BYTES = 1 << 25
+# of two, of values whose fourth powers, which moments hold as well, can be added up
 _MOST_POWER = 200
 
 

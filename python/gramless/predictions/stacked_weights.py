@@ -170,6 +170,7 @@ def pieces(start: int, stop: int, rows: int) -> list[tuple[int, int]]:
 
 
 def slices(count: int, size: int) -> list[slice]:
+    """Return slices of this size that cover so many rows."""
     return [slice(start, stop) for start, stop in pieces(0, count, size)]
 
 
