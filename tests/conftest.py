@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
-from support import backends, device, poison
+from support import backends, device, poison, selection
 
 # kernels ask once, when they are imported
 device.interpret_without_gpu()
@@ -39,6 +39,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("backend_label", labels, scope="session")
     if "host_label" in metafunc.fixturenames:
         metafunc.parametrize("host_label", backends.listed(), scope="session")
+
+
+# before pytest looks at -m
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    selection.mark_nightly(items)
 
 
 def prepared(label: str) -> Iterator[backends.Backend]:
