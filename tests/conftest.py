@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
-from support import backends, device, poison, selection
+from support import backends, device, interpreter, poison, selection
 
 # kernels ask once, when they are imported
 device.interpret_without_gpu()
+interpreter.hasten()
 
 # the same examples on every machine, and no clock: a slow machine is not a failure
 settings.register_profile(

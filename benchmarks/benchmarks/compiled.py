@@ -14,7 +14,9 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -194,13 +196,13 @@ def _compiled(scenario: str, target: str, kernel: Any, arguments: tuple[Any, ...
     )
 
 
-def compile_here(target: str, only: str = "") -> list[Compiled]:
-    """Compile all scenarios whose name holds a text, in this process: one of its own, without an interpreter."""
+def compile_here(target: str, only: Sequence[str] = ()) -> list[Compiled]:
+    """Compile all scenarios, or those whose name holds one of some texts, in this process: one without interpreter."""
     from benchmarks.launches import SCENARIOS
 
     found, rows = _record(target), []
     for name, call in SCENARIOS.items():
-        if only in name:
+        if not only or any(text in name for text in only):
             found.clear()
             call()
             # launches of one scenario may share what they compile to
@@ -209,19 +211,26 @@ def compile_here(target: str, only: str = "") -> list[Compiled]:
     return rows
 
 
-def compile_all(targets: list[str], only: str = "", processes: int = 2) -> list[Compiled]:
-    """Compile for several targets, each in a process of its own, with a cache that is thrown away."""
+def compile_all(
+    targets: list[str], only: Sequence[str] = (), processes: int = 2, cache: Path | None = None
+) -> list[Compiled]:
+    """Compile for several targets, each in a process of its own.
+
+    Triton knows again what it has compiled by sources, constants, target and its own version; where no folder is given
+    for that, it is thrown away.
+    """
     import gramless
 
     folders = [Path(__file__).resolve().parents[1], Path(gramless.__file__).resolve().parents[1]]
+    given = [part for text in only for part in ("--only", text)]
     kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
 
     def one(target: str) -> list[Compiled]:
-        with tempfile.TemporaryDirectory() as cache:
+        with nullcontext(str(cache)) if cache else tempfile.TemporaryDirectory() as folder:
             paths = os.pathsep.join(map(str, folders))
             run = subprocess.run(
-                [sys.executable, "-m", "benchmarks.compiled", "--here", target, "--only", only],
-                env=kept | {"TRITON_CACHE_DIR": cache, "PYTHONPATH": paths},
+                [sys.executable, "-m", "benchmarks.compiled", "--here", target, *given],
+                env=kept | {"TRITON_CACHE_DIR": folder, "PYTHONPATH": paths},
                 capture_output=True,
                 text=True,
             )
@@ -236,7 +245,7 @@ def compile_all(targets: list[str], only: str = "", processes: int = 2) -> list[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--target", action="append", choices=TARGETS, help="by default all")
-    parser.add_argument("--only", default="", help="scenarios whose name holds this text")
+    parser.add_argument("--only", action="append", default=[], help="scenarios whose name holds this text")
     parser.add_argument("--here", choices=TARGETS, help="compile for one target in this process, and print JSON")
     given = parser.parse_args()
     if given.here:

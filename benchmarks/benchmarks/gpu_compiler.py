@@ -20,7 +20,7 @@ def rows(device: Device, *, quick: bool, rounds: int) -> Iterator[Compiled]:
     """For all GPUs that are known; quickly, for the one that is here alone."""
     known = list(TARGETS)
     if device.interpreting:
-        yield from compile_all([TINY[0]], TINY[1], 1)
+        yield from compile_all([TINY[0]], [TINY[1]], 1)
         return
     if quick:
         here = device.architecture()

@@ -210,3 +210,23 @@ SCENARIOS: dict[str, Callable[[], object]] = {
     "logit distance, factor of float32": factor_of(1024, 768, "float32"),
     "logit distance, factor of float64": factor_of(256, 192, "float64"),
 }
+
+# of each kernel the launch that asks most of registers and shared memory, for targets with tiles of their own: compiled
+# by default, where all launches for all targets are compiled at night
+_OWN_TILES = (
+    "moments high, narrow",
+    "gram_sums rbf high, 8 bandwidths",
+    "logit_pairs as given, all options",
+    "logit distance high, two sizes",
+)
+HEAVIEST: dict[str, tuple[str, ...]] = {
+    "sm_80": _OWN_TILES,
+    "sm_90": (
+        *_OWN_TILES,
+        "moments high",
+        "moments exact",
+        "layer grid exact",
+        "logsumexp high, all options",
+        "logit distance, factor of float32",
+    ),
+}

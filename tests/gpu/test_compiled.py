@@ -2,26 +2,46 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+import gramless
 from support import aot
 
 compiled = aot.module("compiled")
 launches = aot.module("launches")
 
 
-@pytest.mark.parametrize("target", aot.TARGETS)
-@pytest.mark.parametrize("scenario", launches.SCENARIOS)
+def launches_for_targets() -> list:
+    """All launches for all targets, of which those run by default that ask most of a GPU."""
+    return [
+        pytest.param(scenario, target, marks=() if aot.by_default(scenario, target) else pytest.mark.nightly)
+        for target in aot.TARGETS
+        for scenario in launches.SCENARIOS
+    ]
+
+
+@pytest.mark.parametrize(("scenario", "target"), launches_for_targets())
 def test_is_as_fast_as_it_can_be_told_without_a_run(scenario: str, target: str) -> None:
-    rows = [row for row in aot.compiled() if (row.scenario, row.target) == (scenario, target)]
+    rows = aot.compiled(scenario, target)
     assert rows, "no kernel was launched"
     assert [one for row in rows for one in row.complaints] == []
 
 
 def test_all_targets_are_compiled_for() -> None:
     assert set(aot.TARGETS) == set(compiled.TARGETS)
+
+
+def test_every_kernel_is_compiled_by_default() -> None:
+    """For the target whose tiles are its own for each of them."""
+    package = Path(gramless.__file__).parent / "_triton"
+    defined = set(re.findall(r"def (_\w+_kernel)\(", "".join(path.read_text() for path in package.rglob("*.py"))))
+    assert defined - {"_probe_kernel"} == {
+        row.kernel for scenario in launches.HEAVIEST["sm_90"] for row in aot.compiled(scenario, "sm_90")
+    }
 
 
 GOOD = compiled.Compiled(

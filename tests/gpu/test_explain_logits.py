@@ -19,6 +19,7 @@ from gramless._triton.logits import products as logits_products
 from gramless.explain import logit_costs
 from support.backends import Backend
 from support.logit_calls import arguments, choices, tensors
+from support.selection import at_night
 
 FUNCTIONS = ("logsumexp", "logit_pairs", "compare_logits", "logit_distance")
 KIB = 1 << 10
@@ -196,7 +197,7 @@ class TestWork:
 
 
 class TestWhy:
-    @pytest.mark.parametrize("workspace", [None, 1500 * KIB, 3000 * KIB, KIB])
+    @pytest.mark.parametrize("workspace", [1500 * KIB, 3000 * KIB, *at_night(None, KIB)])
     def test_logits_are_kept_if_it_says_so(self, workspace: int | None, gpu_backend: Backend, work: Work) -> None:
         h1, w1, h2, w2 = tensors(600, 700, 8, 5, "float32")
         options = {"divergences": True, "workspace": workspace, "backend": gpu_backend.name}

@@ -44,6 +44,12 @@ def covering(cases: Sequence[Mapping[str, Hashable]], strength: int) -> list[int
     return sorted(chosen)
 
 
+def at_night(*values: object) -> list:
+    """Values of a parameter that another value stands for by default, where the interpreter runs the kernels."""
+    marks = (pytest.mark.nightly,) if device.label() == "interpret" else ()
+    return [pytest.param(value, marks=marks) for value in values]
+
+
 def _parameters(item: pytest.Item) -> dict[str, object]:
     return dict(item.callspec.params) if hasattr(item, "callspec") else {}
 

@@ -66,8 +66,9 @@ def layer_moments(
 
     Notes
     -----
-    n (sum p (p + 1) + sum q (q + 1) + 2 sum p sum q) flops, and one read of each layer. A layer has the same sums
-    whatever others there are. Where some layers are in float64 and others are not, these are read twice.
+    n (sum p (p + 1) + sum q (q + 1) + 2 sum p sum q) flops, and one read of each layer. On the host a layer has the
+    same sums whatever others there are; where some are in float64, the other layers are read twice. On a GPU one layer
+    in float64 makes products of all "exact".
 
     Examples
     --------
