@@ -25,7 +25,7 @@ def forbidden(on_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def defined(monkeypatch: pytest.MonkeyPatch) -> None:
     """The definition of predictions in place of their kernel."""
-    from gramless.ops import logit_pairs
+    from gramless import ops
     from support import late_batches
 
-    monkeypatch.setattr(logit_pairs, "unread_logit_pairs", late_batches.by_definition)
+    monkeypatch.setattr(ops, "unread_logit_pairs", late_batches.by_definition)

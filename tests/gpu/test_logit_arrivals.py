@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import gramless as gl
+from gramless import ops
 from gramless._base import async_host_copies
 from gramless._base.async_host_copies import AsyncHostCopies
-from gramless.ops import logit_pairs
 from support import bounds, contract, device
 from support.late_batches import (
     BACKEND,
@@ -225,7 +225,7 @@ class TestDevices:
             told.append((keywords["precision"], keywords["workspace"]))
             return by_definition(*heads, **keywords)
 
-        monkeypatch.setattr(logit_pairs, "unread_logit_pairs", noting)
+        monkeypatch.setattr(ops, "unread_logit_pairs", noting)
         fed(precision="fast", workspace=1000).finalize()
         gl.compare_logits(*tensors(*MODELS), precision="exact", workspace=999, backend=BACKEND)
         assert told == [("fast", 1000)] * 3 + [("exact", 999)]
@@ -235,9 +235,9 @@ def test_faults_of_one_process_are_told_by_all(tmp_path: Path) -> None:
     program = """
 from support import device
 device.interpret_without_gpu()
-from gramless import logit_ops
+from gramless import ops
 from support.late_batches import H1, H2, by_definition, spoiled, stream, tensors
-logit_ops.unread_logit_pairs = by_definition
+ops.unread_logit_pairs = by_definition
 made = stream().update(*tensors(H1, H2))
 if rank == 1:
     made.update(*tensors(spoiled(H1, 3), H2))

@@ -367,8 +367,8 @@ def test_a_signal_in_the_middle(tmp_path: Path) -> None:
 import os, signal, threading, time
 import numpy as np
 import gramless as gl
-from gramless import _dispatch
-_dispatch.gram_block_rows = lambda *_: 500
+from gramless.ops import backends
+backends.gram_block_rows = lambda *_: 500
 x = np.random.default_rng(0).standard_normal((20_000, 8)).astype(np.float32)
 stream = gl.GramSums(x, kernel="rbf", bandwidth=2.0, checkpoint={str(tmp_path / "pass.npz")!r})
 before = stream.strips_done

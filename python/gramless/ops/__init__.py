@@ -5,6 +5,7 @@ from .layer_moments import layer_moments as layer_moments
 from .layer_moments import unread_layer_moments as unread_layer_moments
 from .logit_pairs import logit_divergences as logit_divergences
 from .logit_pairs import logit_pairs as logit_pairs
+from .logit_pairs import unread_logit_pairs as unread_logit_pairs
 from .logsumexp import logsumexp as logsumexp
 from .moments import moments as moments
 from .moments import unread_moments as unread_moments

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import ops
 from .._base import arguments, gpu_arrays
 from .._base.arrays import try_as_numpy
 from .._base.async_host_copies import AsyncHostCopies, Flat
-from ..ops import backends, logit_arguments, logit_faults, logit_pairs
+from ..ops import backends, logit_arguments, logit_faults
 from ..ops.logit_arguments import NO_TARGET, OutputHead
 from ..states.logits import LogitPairState
 
@@ -118,7 +119,7 @@ class InFlightBatches:
         first, second = (_launched(of, index) for of in heads)
         if aims is not None:
             aims = _chosen(aims if arguments.is_torch(aims) else gpu_arrays.to_device(aims, device), index)
-        flat = dict(logit_pairs.unread_logit_pairs(first, second, targets=aims, **options.keywords))
+        flat = dict(ops.unread_logit_pairs(first, second, targets=aims, **options.keywords))
         labels = int(flat.pop("labels"))
         if expected not in (0, labels):
             raise ValueError(f"{options.function}: expected {expected} labels, as before, got {labels}")
