@@ -15,6 +15,7 @@ import gramless as gl
 from gramless import ops
 from gramless._base import async_host_copies
 from gramless._base.async_host_copies import AsyncHostCopies
+from gramless.predictions.row_statistics import RowTable
 from support import bounds, contract, device
 from support.late_batches import (
     BACKEND,
@@ -76,7 +77,7 @@ class TestPending:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(gl.logit_stream.RowTable, "of", interrupted)
+            patch.setattr(RowTable, "of", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 made.finalize()
         assert made.finalize().to_dict() == fed().finalize().to_dict()

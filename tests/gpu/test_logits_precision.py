@@ -15,6 +15,7 @@ from gramless._triton import logit_pairs, logsumexp
 from gramless._triton.logits import chunks
 from gramless.measures import logits as values
 from gramless.ops import backends, logit_arguments
+from gramless.states.logits import LogitState
 from support import bounds, device, gpu_grids, logit_truth, logits
 from support.backends import Backend
 from support.selection import at_night
@@ -148,7 +149,7 @@ class TestChunks:
         monkeypatch.setattr(chunks, "WORKSPACE_BYTES", 1)
         inputs = CASE.inputs("fp64")
         flat = logsumexp.logsumexp(*tensors(inputs)[:2], **inputs.single)
-        logit_truth.assert_single(ops_logit_pairs.LogitState(**gpu_arrays.on_host(flat)), inputs)
+        logit_truth.assert_single(LogitState(**gpu_arrays.on_host(flat)), inputs)
 
     @pytest.mark.parametrize("whole", [False, True])
     @pytest.mark.parametrize("tile", [(128, 256), (64, 128), (128, 512)], ids=str)
@@ -231,7 +232,7 @@ class TestNoWait:
     def test_checked_models(self, forbidden: None) -> None:
         h, w = torch.zeros((30, 8)), torch.zeros((900, 8))
         heads = [logit_arguments.head("f", h, w, None, None, number) for number in "12"]
-        flat = ops_logit_pairs.unread_logit_pairs(*heads, divergences=True, targets=torch.zeros(30, dtype=torch.int64))
+        flat = ops.unread_logit_pairs(*heads, divergences=True, targets=torch.zeros(30, dtype=torch.int64))
         with pytest.raises(AssertionError, match="waited"):
             float(flat["js"][0])
 

@@ -95,7 +95,7 @@ class TestDeadLayers:
     @pytest.mark.parametrize("mode", ["exact", "minibatch"])
     def test_nothing_becomes_nan_in_silence(self, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """Whatever the algebra gives that is no number is NaN, with the names of its layers."""
-        from gramless.layers.grid import batch_moments
+        from gramless.layers import batch_moments
         from gramless.measures import hsic_from_moments
 
         grid = gl.LayerGrid(mode).update(*grids.layers())
