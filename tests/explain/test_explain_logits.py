@@ -161,7 +161,7 @@ class TestWork:
             ("logit_pairs", {"divergences": True, "workspace": 70 * 2 * 300 * 4}),
             ("compare_logits", {"divergences": False}),
             ("compare_logits", {"batch_rows": 40}),
-            ("compare_logits", {"batch_rows": 30, "mask": np.arange(90) // 30 != 1, "rows": True}),
+            ("compare_logits", {"batch_rows": 30, "mask": np.arange(90) // 30 != 1, "keep_rows": True}),
             ("compare_logits", {"batch_rows": 40, "workspace": 1, "targets": np.arange(90), "ignore_index": 3}),
             ("logit_distance", {"method": "vocabulary", "b1": MASKED, "b2": MASKED * SLOPE}),
             ("logit_distance", {"method": "factor", "b1": MASKED, "b2": MASKED * SLOPE}),

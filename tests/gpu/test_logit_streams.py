@@ -91,7 +91,7 @@ class TestValues:
     def test_nan_that_is_propagated(self) -> None:
         bad = H1.copy()
         bad[20] = np.nan
-        keywords: dict[str, Any] = {"nonfinite": "propagate", "targets": TARGETS, "rows": True}
+        keywords: dict[str, Any] = {"nonfinite": "propagate", "targets": TARGETS, "keep_rows": True}
         got = gl.compare_logits(*tensors(bad, *MODELS[1:]), **keywords, **EXACT)
         want = gl.compare_logits(bad, *MODELS[1:], **keywords)
         assert got.n == N
