@@ -321,23 +321,24 @@ class TestLayerGridStream:
             mine.load_state_dict(theirs.state_dict())
         bounds.assert_same_dicts(mine.state_dict(), before, "after refusals")
 
-    def test_interruption_keeps_the_rows_so_far(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The third call of the kernel fails: no layer may be ahead of the others."""
+    @pytest.mark.parametrize("when", ["in the kernel", "before the sums are added"])
+    def test_interruption_keeps_the_rows_so_far(self, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+        """No layer may be ahead of the others."""
         from gramless import ops
+        from gramless.states.layer_table import LayerTable
 
         xs, ys = layer_rows()
         first, second = contract.pieces((xs, ys), (160, 100))
         grid = gl.LayerGrid().update(*first)
         before = grid.state_dict()
-        kernel, calls = ops.moments, iter(range(100))
 
-        def interrupted(*arguments: object, **keywords: object) -> object:
-            if next(calls) == 7:
-                raise KeyboardInterrupt
-            return kernel(*arguments, **keywords)
+        def interrupted(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(ops, "moments", interrupted)
+            patch.setattr(
+                *((ops, "layer_moments") if when == "in the kernel" else (LayerTable, "added_to")), interrupted
+            )
             with pytest.raises(KeyboardInterrupt):
                 grid.update(*second)
         bounds.assert_same_dicts(grid.state_dict(), before, "after an interruption")

@@ -15,7 +15,7 @@ from gramless._triton import logit_pairs, logsumexp
 from gramless._triton.logits import chunks
 from gramless.measures import logits as values
 from gramless.ops import backends, logit_arguments
-from gramless.states.logits import LogitState
+from gramless.states.logits import LogitPairState, LogitState
 from support import bounds, device, gpu_grids, logit_truth, logits
 from support.backends import Backend
 from support.selection import at_night
@@ -142,7 +142,7 @@ class TestChunks:
         inputs = case.inputs(dtype)
         got = run(inputs, divergences=True, workspace=workspace)
         want = logit_truth.known(case, dtype)
-        state = ops.LogitPairState(**got)
+        state = LogitPairState(**got)
         logit_truth.assert_pairs(state, inputs, want, divergences=True)
 
     def test_one_model_in_chunks(self, gpu_backend: Backend, pieces: None, monkeypatch: pytest.MonkeyPatch) -> None:
