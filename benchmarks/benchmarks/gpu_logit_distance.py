@@ -86,7 +86,7 @@ def row_case(
     flops, h1, h2 = factor_row_flops(shape.n, shape.width), models.h1, models.h2
     amounts = flops, ROW_PRODUCTS[precision], given_bytes((h1, h2))
     case = Case(shape.dtype, precision, shape.n, shape.width, *amounts, f"logit distance of {len(truth.rows)} rows")
-    call = partial(pair.rows, h1, h2, precision=precision, backend=BACKEND)
+    call = partial(pair.squared_distances, h1, h2, precision=precision, backend=BACKEND)
     calls = [Contestant(OURS, call, partial(row_errors, truth=truth))]
     if precision == "high" and shape.data == "apart":
         whole = Work(pair_flops(shape.n, shape.labels, shape.width), 1)
