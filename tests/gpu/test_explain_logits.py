@@ -80,15 +80,15 @@ class TestWork:
             ("logit_pairs", "", {"divergences": True}),
             ("logit_pairs", "b1 targets", {"divergences": True, "workspace": KIB}),
             ("logit_pairs", "labels", {"workspace": KIB}),
-            ("compare_logits", "mask", {"batch_rows": 300, "workspace": 2100 * KIB}),
-            ("compare_logits", "mask", {"batch_rows": 300, "workspace": 2100 * KIB, "divergences": False}),
+            ("compare_logits", "mask", {"batch_rows": 150, "workspace": 2100 * KIB}),
+            ("compare_logits", "mask", {"batch_rows": 150, "workspace": 2100 * KIB, "divergences": False}),
             ("logit_distance", "mask labels b1 b2", {"method": "vocabulary"}),
         ],
         ids=str,
     )
     def test_is_what_runs(self, function: str, names: str, keywords: dict, gpu_backend: Backend, work: Work) -> None:
-        options = choices(600, 700, names) | keywords | {"backend": gpu_backend.name}
-        arrays = arguments(function, *tensors(600, 700, 8, 5, "float32"))
+        options = choices(300, 600, names) | keywords | {"backend": gpu_backend.name}
+        arrays = arguments(function, *tensors(300, 600, 8, 5, "float32"))
         said = gl.explain(function, *arrays, **options)
         assert work == Work(), "explaining is no work"
         getattr(gl, function)(*arrays, **options)
@@ -199,11 +199,11 @@ class TestWork:
 class TestWhy:
     @pytest.mark.parametrize("workspace", [1500 * KIB, 3000 * KIB, *at_night(None, KIB)])
     def test_logits_are_kept_if_it_says_so(self, workspace: int | None, gpu_backend: Backend, work: Work) -> None:
-        h1, w1, h2, w2 = tensors(600, 700, 8, 5, "float32")
+        h1, w1, h2, w2 = tensors(300, 600, 8, 5, "float32")
         options = {"divergences": True, "workspace": workspace, "backend": gpu_backend.name}
         said = gl.explain("logit_pairs", h1, w1, h2, w2, **options)
         gl.logit_pairs(h1, w1, h2, w2, **options)
-        times = work.products.total() // (2 * 600 * 700 * (8 + 5))
+        times = work.products.total() // (2 * 300 * 600 * (8 + 5))
         assert times == (1 if workspace is None or workspace > 2000 * KIB else 2)
         if times == 1:
             assert said.why.endswith(" rows at a time are kept for js and tv")

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 
 import gramless as gl
-from support import bounds, memory
+from support import bounds, processes
 from support.heads import models
 
-TIMEOUT = 120
 PROGRAM = """
-import datetime, sys
-import numpy as np
-import torch.distributed as dist
-import gramless as gl
 from support import device
 from support.factors import BACKEND
 from support.heads import models
 
-rank, folder = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2,
-                        timeout=datetime.timedelta(seconds=60))
 h1, w1, h2, w2 = models(50, 7, 5, 40, "fp32")
 pair = gl.UnembeddingPair(w1, w2)
 
@@ -40,24 +30,11 @@ try:
 except ValueError as error:
     print(error)
 print(stream.n)
-dist.barrier()
-dist.destroy_process_group()
 """
 
 
 def test_sums_and_faults(tmp_path: Path) -> None:
-    environment = memory.environment() | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", PROGRAM]
-    pipes = {"env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    started = [subprocess.Popen([*command, str(rank), str(tmp_path)], **pipes) for rank in range(2)]
-    try:
-        told = [process.communicate(timeout=TIMEOUT) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-            process.communicate()
-    for process, (out, err) in zip(started, told, strict=True):
-        assert process.returncode == 0, err
+    for out in processes.launch(PROGRAM, 2, tmp_path):
         # and neither has lost its rows
         assert out.splitlines() == ["LogitDistance.all_reduce: h1 has non-finite values in row 0", "20"]
     h1, w1, h2, w2 = models(50, 7, 5, 40, "fp32")
