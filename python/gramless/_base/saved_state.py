@@ -33,7 +33,7 @@ def header(function: str, state: Any, expected: str) -> int:
 
 
 def whole(function: str, state: Mapping[str, Any], key: str, what: str = "") -> int:
-    """Return a whole number of a saved state, at least 0, which may have become a 0-d array on the way."""
+    """Return a whole number of a saved state, at least 0. It may be a 0-d array."""
     value: Any = state.get(key)
     number = value.item() if is_array_api_obj(value) and value.ndim == 0 else value
     if isinstance(number, bool) or not isinstance(number, int) or number < 0:
@@ -77,7 +77,7 @@ def width(function: str, state: Mapping[str, Any], key: str) -> int:
 def array(
     function: str, state: Mapping[str, Any], key: str, shape: tuple[int, ...], *, infinite: bool = False
 ) -> Array:
-    """Return a copy of a float64 array of a saved state, finite but for sums that may overflow."""
+    """Return a copy of a float64 array of a saved state. It is finite, except sums that may overflow."""
     value: Any = state.get(key)
     if isinstance(value, float):
         value = np.asarray(value)

@@ -1,8 +1,7 @@
-"""What several processes hold together, by torch.distributed: rows of one pair of arrays, or labels of two models.
+"""Sums over all pairs of rows that several processes hold, by torch.distributed.
 
-`logsumexp`, `logit_pairs` and `compare_logits` take a slice of the vocabulary from each process. `gram_sums` adds up
-all pairs of rows: blocks of them go round a ring while each process takes the pairs of its own rows with those that
-have come. Of P processes each sees P // 2 others: every pair of blocks is taken once.
+Blocks of rows go round a ring while each process takes the pairs of its own rows with those that have come. Of P
+processes each sees P // 2 others: every pair of blocks is taken once.
 """
 
 from __future__ import annotations
@@ -21,14 +20,10 @@ from .._base import arguments, gpu_arrays
 from .._base.arrays import Array
 from .._base.process_group import agree_on_layout, gather, raise_on_all_ranks
 from ..states.gram import GramSide, GramState
-from .vocabulary import compare_logits as compare_logits
-from .vocabulary import logit_pairs as logit_pairs
-from .vocabulary import logsumexp as logsumexp
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["compare_logits", "gram_sums", "logit_pairs", "logsumexp"]
 
 # rows that centre and offset are taken from, as in a pass over all rows
 _SAMPLED_ROWS = 7

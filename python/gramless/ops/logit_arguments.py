@@ -112,7 +112,7 @@ def pair(function: str, first: OutputHead, second: OutputHead) -> None:
 
 
 def arrays_by_name(*heads: OutputHead) -> dict[str, Array]:
-    """Return the arrays of models by their names, but for unembeddings that there are none of."""
+    """Return the arrays of models by their names, without unembeddings that are None."""
     given = [(f"{name}{of.number}", array) for of in heads for name, array in (("h", of.h), ("w", of.w))]
     return {name: array for name, array in given if array is not None}
 

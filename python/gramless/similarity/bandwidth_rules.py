@@ -15,6 +15,9 @@ from .._base.arrays import Array
 from ..ops import backends
 from . import bandwidth_rules
 
+if TYPE_CHECKING:
+    import torch
+
 RULES = ("median", "kornblith")
 # most rows whose distances are all taken; of more rows, as many are sampled
 EXACT_ROWS = 4096
@@ -217,10 +220,6 @@ def _middle(values: NDArray[Any], first: int, second: int) -> NDArray[np.float64
     values.partition(first)
     # NumPy is far slower at two places than at one
     return np.array([values[first], values[second:].min()], dtype=np.float64)
-
-
-if TYPE_CHECKING:
-    import torch
 
 
 def distances(rows: torch.Tensor) -> tuple[NDArray[np.float64], int]:
